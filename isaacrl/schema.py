@@ -1,0 +1,142 @@
+"""Every configuration key: its type, default, range and meaning.
+
+Plain dataclasses that Hydra uses as structured configs. Imports nothing heavy. Ranges live in the field's metadata
+and are checked by `isaacrl.config.check`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+def key(default: Any, help: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None,
+        lt: float | None = None, choices: tuple | None = None) -> Any:
+    """A configuration key with its meaning and its range."""
+    rules = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=rules)
+    return field(default=default, metadata=rules)
+
+
+@dataclass
+class Solved:
+    """When a task counts as solved, judged by `isaacrl eval`."""
+
+    metric: str = key(MISSING, "a metric of the evaluation: return, episode_length, or a term of task.metrics")
+    threshold: float = key(MISSING, "the value to reach")
+    direction: str = key("above", "whether the metric must lie above or below the threshold", choices=("above", "below"))
+
+
+@dataclass
+class TaskConfig:
+    """One task: what the robot observes, does, is rewarded for, and when an episode ends."""
+
+    name: str = key(MISSING, "the task's name: its file's")
+    description: str = key("", "one line for `isaacrl list`")
+    env: str | None = key(None, "a task as one Python class: my_pkg.my_task:MyTask (the term tables are then optional)")
+    num_envs: int = key(1024, "the number of worlds this task is usually trained with", ge=1)
+    physics_dt: float = key(0.005, "physics time step [s]", gt=0, le=0.1)
+    decimation: int = key(4, "physics steps a policy step", ge=1)
+    episode_length_s: float = key(20.0, "length of a full episode [s]", gt=0)
+    actions: dict[str, Any] = key({}, "how actions become joint targets: terms of isaacrl.terms.actions")
+    observations: dict[str, Any] = key({}, "groups (policy, critic) of terms of isaacrl.terms.observations")
+    rewards: dict[str, Any] = key({}, "terms of isaacrl.terms.rewards, each with a weight (per second)")
+    terminations: dict[str, Any] = key({}, "terms of isaacrl.terms.terminations")
+    commands: dict[str, Any] = key({}, "terms of isaacrl.terms.commands")
+    events: dict[str, Any] = key({}, "resets and pushes: terms of isaacrl.terms.events")
+    metrics: dict[str, Any] = key({}, "terms of isaacrl.terms.metrics, averaged over each episode")
+    solved: Solved | None = key(None, "when `eval` says solved")
+    ppo: dict[str, Any] = key({}, "this task's settings of algo=ppo")
+    camera: dict[str, Any] = key({}, "view for videos: lookat, distance, azimuth, elevation")
+
+
+@dataclass
+class AssetConfig:
+    """One robot."""
+
+    name: str = key(MISSING, "the robot's name: its file's")
+    description: str = key("", "one line for `isaacrl list`")
+    path: str = key(MISSING, "MJCF or URDF: absolute, relative to the working directory, or bundled with isaacrl")
+    base: str | None = key(None, "the body whose pose is the robot's; default: the first one")
+    default_pose: dict[str, Any] = key({}, "joint pattern -> default position [rad or m]")
+    actuators: dict[str, Any] = key({}, "groups of joints and their actuation law, gains and limits")
+
+
+@dataclass
+class SimConfig:
+    """How physics is stepped."""
+
+    engine: str = key("auto", "the physics engine", choices=("auto", "mujoco", "mjwarp"))
+    num_threads: int = key(0, "CPU threads of the mujoco engine; 0: all cores", ge=0)
+    nconmax: int | None = key(None, "contact capacity a world (mjwarp); default: chosen from the model", ge=1)
+    njmax: int | None = key(None, "constraint-row capacity a world (mjwarp); default: chosen from the model", ge=1)
+    deterministic: bool = key(False, "bit-identical runs on a GPU, at some cost in speed (mjwarp)")
+    graph: bool = key(True, "capture the physics steps in a CUDA graph (mjwarp on a GPU)")
+
+
+@dataclass
+class PPOConfig:
+    """Proximal policy optimization."""
+
+    name: str = key("ppo", "the algorithm", choices=("ppo",))
+    iterations: int = key(300, "training iterations", ge=1)
+    num_steps: int = key(24, "steps a rollout", ge=1)
+    epochs: int = key(5, "passes over a rollout", ge=1)
+    minibatches: int = key(4, "minibatches an epoch; must divide num_envs * num_steps", ge=1)
+    lr: float = key(1e-3, "learning rate (the starting one if adaptive)", gt=0, le=1)
+    schedule: str = key("adaptive", "learning rate: follow the KL divergence, or stay fixed", choices=("adaptive", "fixed"))
+    desired_kl: float = key(0.01, "KL divergence an adaptive learning rate aims at", gt=0)
+    lr_min: float = key(1e-5, "lower bound of the adaptive learning rate", gt=0)
+    lr_max: float = key(1e-2, "upper bound of the adaptive learning rate", gt=0)
+    gamma: float = key(0.99, "discount a step", ge=0, le=1)
+    gae_lambda: float = key(0.95, "trace decay of the advantage estimate", ge=0, le=1)
+    clip: float = key(0.2, "clip range of the probability ratio", gt=0)
+    value_clip: bool = key(True, "clip the value's change as well")
+    value_coef: float = key(1.0, "weight of the value loss", ge=0)
+    entropy_coef: float = key(0.0, "weight of the entropy bonus", ge=0)
+    max_grad_norm: float = key(1.0, "gradient norm is clipped to this", gt=0)
+    hidden: list[int] = key([256, 128, 64], "hidden layers of the policy")
+    critic_hidden: list[int] | None = key(None, "hidden layers of the critic; default: as the policy")
+    activation: str = key("elu", "activation of hidden layers", choices=("elu", "relu", "tanh"))
+    init_std: float = key(1.0, "initial standard deviation of actions", gt=0)
+    min_std: float = key(0.05, "lower bound of the standard deviation", gt=0)
+    max_std: float = key(2.0, "upper bound of the standard deviation", gt=0)
+    normalize_obs: bool = key(True, "normalize observations by running statistics")
+    normalize_value: bool = key(True, "normalize value targets by running statistics")
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are written."""
+
+    every: int = key(50, "iterations between checkpoints", ge=1)
+    keep: int = key(3, "how many of the latest stay (the best one always does)", ge=1)
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go, besides metrics.jsonl."""
+
+    console: str = key("auto", "live view, plain lines, or nothing", choices=("auto", "live", "plain", "none"))
+    tensorboard: bool = key(True, "write TensorBoard events")
+    wandb: bool = key(False, "log to Weights & Biases")
+    wandb_project: str = key("isaacrl", "W&B project")
+    wandb_mode: str = key("online", "W&B mode", choices=("online", "offline"))
+
+
+@dataclass
+class Config:
+    """The whole configuration of a training run."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    asset: AssetConfig = field(default_factory=AssetConfig)
+    randomization: dict[str, Any] = key({}, "randomization terms: isaacrl.terms.events")
+    algo: Any = key(MISSING, "the algorithm")
+    sim: SimConfig = field(default_factory=SimConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    seed: int = key(0, "seed of everything random", ge=0, lt=2**31)
+    num_envs: int = key(MISSING, "number of worlds simulated at once", ge=1)
+    device: str = key("auto", "auto, cpu, cuda or cuda:N")
+    outputs: str = key("outputs", "folder of run folders")

@@ -1,0 +1,100 @@
+"""The interface of every physics engine: one meaning, several implementations.
+
+An engine steps E copies ("worlds") of one compiled MuJoCo model. See "The engine interface" in docs/design.md.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import mujoco
+import numpy as np
+from torch import Tensor
+
+STATE_FIELDS = (
+    "time", "qpos", "qvel", "act", "qacc_warmstart", "ctrl", "qfrc_applied", "xfrc_applied", "mocap_pos", "mocap_quat",
+)
+DIRECT, PD = 0, 1
+
+
+@dataclass
+class Actuation:
+    """How targets become controls, applied at every physics step. One entry an actuator, arrays [nu] on the host.
+
+    law DIRECT: ctrl = target (a motor's torque, or the target of MuJoCo's own position or velocity actuator).
+    law PD: ctrl = clip(kp (target - q) - kd qd), the motor's torque; clipped to the effort limit and, where
+    saturation_effort is finite, to the torque-speed line of a DC motor:
+    saturation_effort (+-1 - qd / velocity_limit).
+    """
+
+    law: np.ndarray                # int: DIRECT or PD
+    kp: np.ndarray                 # [N m / rad or N / m]
+    kd: np.ndarray                 # [N m s / rad or N s / m]
+    effort_limit: np.ndarray       # [N m or N], inf: none
+    saturation_effort: np.ndarray  # stall torque [N m], inf: no torque-speed line
+    velocity_limit: np.ndarray     # no-load speed [rad/s], inf: none
+    delay: np.ndarray              # int, age of the target that is applied [physics steps]
+    qpos_adr: np.ndarray           # int, the actuated joint's address in qpos (PD)
+    qvel_adr: np.ndarray           # int, the actuated joint's address in qvel (PD)
+
+    @staticmethod
+    def direct(nu: int) -> "Actuation":
+        """Every target goes to ctrl as it is."""
+        inf, zero, none = np.full(nu, np.inf), np.zeros(nu), np.zeros(nu, int)
+        return Actuation(none, zero, zero, inf, inf, inf, none, none, none)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the law needs no work between physics steps."""
+        return bool((self.law == DIRECT).all() and (self.delay == 0).all())
+
+    def validate(self, nu: int) -> None:
+        for f in fields(self):
+            if len(getattr(self, f.name)) != nu:
+                raise ValueError(f"actuation.{f.name} has {len(getattr(self, f.name))} entries, the model {nu} actuators")
+
+
+class Engine(Protocol):
+    """What every engine offers. E worlds; tensors live on `device`."""
+
+    name: str
+    model: mujoco.MjModel
+    num_envs: int
+    device: str
+    overflow: Tensor    # [E] int64, steps so far in which contacts or constraint rows exceeded capacity
+    nonfinite: Tensor   # [E] bool, worlds that failed in the last step; they are back at the default state
+
+    def field(self, name: str) -> Tensor:
+        """Live tensor of an MjData field, [E, ...]; computed from the first request on."""
+        ...
+
+    def write(self, name: str, value: Tensor, mask: Tensor | None = None) -> None:
+        """Set a state field in the worlds of mask [E] (None: all). Derived fields are stale until forward."""
+        ...
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        """Back to the model's default state in the worlds of mask."""
+        ...
+
+    def step(self, n: int, target: Tensor) -> None:
+        """n physics steps under the actuation law; target [E, nu]."""
+        ...
+
+    def forward(self, mask: Tensor | None = None) -> None:
+        """Make positions, velocities and what derives from them current after writes."""
+        ...
+
+    def model_field(self, name: str) -> Tensor:
+        """Live, writable model field with one value a world, [E, ...]."""
+        ...
+
+    def set_const(self) -> None:
+        """Recompute the model constants that derive from written model fields."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything the next step depends on, per-world model fields and delay buffers included."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore state_dict(); the next step is bit-identical on the same engine and machine."""
+        ...
