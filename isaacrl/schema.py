@@ -140,3 +140,17 @@ class Config:
     num_envs: int = key(MISSING, "number of worlds simulated at once", ge=1)
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
     outputs: str = key("outputs", "folder of run folders")
+
+
+# Term families, and the keys of a term's node that the environment reads itself; all others are the function's
+# keyword-only parameters. The randomization group holds terms of the events family.
+TERM_FAMILIES: dict[str, frozenset[str]] = {
+    "actions": frozenset({"fn"}),
+    "observations": frozenset({"fn", "scale", "clip", "noise", "history"}),
+    "rewards": frozenset({"fn", "weight"}),
+    "terminations": frozenset({"fn", "time_out"}),
+    "commands": frozenset({"fn"}),
+    "events": frozenset({"fn", "when", "interval_s"}),
+    "metrics": frozenset({"fn"}),
+}
+ALGORITHMS = {"ppo": PPOConfig}
