@@ -1,0 +1,42 @@
+"""Learning algorithms. Each builds on an environment and offers iterate, act, state_dict and load_state_dict."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from isaacrl import runs
+from isaacrl.algos.ppo import PPO
+from isaacrl.errors import UserError
+
+ALGORITHMS = {"ppo": PPO}
+
+
+def build(env: Any, cfg: DictConfig) -> Any:
+    """The algorithm that cfg.algo names, untrained, for this environment."""
+    return ALGORITHMS[cfg.algo.name](env, cfg.algo, cfg.seed)
+
+
+def signature(env: Any) -> dict[str, Any]:
+    """What a policy's inputs and outputs mean: stored with a checkpoint, compared when it is loaded."""
+    groups = {g.name: [[t.name, n, h] for t, n, h in zip(g.terms, g.sizes, g.lengths)] for g in env.groups}
+    return {"observations": groups, "num_obs": env.obs["policy"].shape[1], "num_actions": env.task.num_actions,
+            "joints": list(env.state.robot.joint_names), "actuators": list(env.state.robot.actuator_names)}
+
+
+def check_signature(stored: dict[str, Any], env: Any) -> None:
+    """Raises UserError where a checkpoint's policy does not fit the environment."""
+    mine = signature(env)
+    for key, value in mine.items():
+        if stored.get(key) != value:
+            raise UserError(f"checkpoint: its {key} are {stored.get(key)}, this configuration's are {value}; "
+                            "use the run's own configuration")
+
+
+def load(env: Any, cfg: DictConfig, run: Path, which: str) -> tuple[Any, dict[str, Any]]:
+    """The trained algorithm of a run, and the index entry of its checkpoint ('best', 'latest' or a path)."""
+    state, entry = runs.load_checkpoint(run, which)
+    check_signature(state["signature"], env)
+    algo = build(env, cfg)
+    algo.load_state_dict(state["algo"])
+    return algo, entry

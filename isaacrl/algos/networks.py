@@ -1,0 +1,81 @@
+"""What the algorithms share: networks on one flat parameter buffer, and running normalizers."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS = {"elu": nn.ELU, "relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+def mlp(sizes: Sequence[int], activation: str, last_gain: float) -> nn.Sequential:
+    """A multilayer perceptron, orthogonal weights (gain sqrt 2; last_gain in the last layer) and zero biases.
+
+    Source: the initialization of Andrychowicz et al. 2021, arXiv:2006.05990, C56-C57.
+    """
+    layers: list[nn.Module] = []
+    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+        linear = nn.Linear(n_in, n_out)
+        last = i == len(sizes) - 2
+        nn.init.orthogonal_(linear.weight, last_gain if last else math.sqrt(2.0))
+        nn.init.zeros_(linear.bias)
+        layers += [linear] if last else [linear, ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers)
+
+
+class FlatParameters:
+    """All parameters of some modules as views of one buffer, and their gradients as views of another.
+
+    So clipping, the optimizer step and (with several processes) the all-reduce are one operation each.
+    """
+
+    def __init__(self, *modules: nn.Module):
+        params = [p for m in modules for p in m.parameters()]
+        self.value = nn.Parameter(torch.cat([p.detach().flatten() for p in params]))
+        self.grad = torch.zeros_like(self.value)
+        self.value.grad = self.grad
+        first = 0
+        for p in params:
+            span = slice(first, first + p.numel())
+            p.data = self.value.data[span].view_as(p)
+            p.grad = self.grad[span].view_as(p)
+            first += p.numel()
+
+
+class Normalizer(nn.Module):
+    """Running mean and variance of vectors [n]; normalizes to (x - mean) / std, clipped to +-clip.
+
+    `update` merges a batch's moments (Chan et al. 1979). Statistics stay frozen within an iteration, so that all
+    probability ratios compare the same function.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, n: int, clip: float = 10.0):
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("mean", torch.zeros(n))
+        self.register_buffer("var", torch.ones(n))
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """x [..., n]; rows that are not finite are left out of nothing: the caller passes finite data."""
+        x = x.reshape(-1, x.shape[-1])
+        var, mean = torch.var_mean(x, dim=0, correction=0)
+        total = self.count + len(x)
+        delta = mean - self.mean
+        ratio = len(x) / total
+        self.var.copy_((1 - ratio) * self.var + ratio * var + ratio * (1 - ratio) * delta.square())
+        self.mean.add_(delta * ratio)
+        self.count.copy_(total)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) * torch.rsqrt(self.var + 1e-8)).clamp(-self.clip, self.clip)
+
+    def restore(self, y: Tensor) -> Tensor:
+        """The inverse, without the clip."""
+        return y * torch.sqrt(self.var + 1e-8) + self.mean

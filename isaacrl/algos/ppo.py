@@ -1,0 +1,287 @@
+"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347), readable top to bottom.
+
+Shapes: T steps of a rollout, E worlds, N = T * E samples, D observation, A action.
+"""
+
+import math
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from isaacrl.algos.networks import FlatParameters, Normalizer, mlp
+from isaacrl.timer import Timer
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+# --- the mathematics, as pure functions ------------------------------------------------------------------------------
+
+
+def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """log N(action; mean, std^2), summed over the last axis."""
+    z = (action - mean) * torch.exp(-log_std)
+    return -0.5 * (z.square() + LOG_2PI).sum(dim=-1) - log_std.sum(dim=-1)
+
+
+def gaussian_entropy(log_std: Tensor) -> Tensor:
+    """Entropy of a diagonal Gaussian."""
+    return (log_std + 0.5 * (1.0 + LOG_2PI)).sum(dim=-1)
+
+
+def gaussian_kl(mean0: Tensor, log_std0: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """KL(N0 || N), summed over the last axis."""
+    var_ratio = torch.exp(2.0 * (log_std0 - log_std))
+    distance = ((mean0 - mean) * torch.exp(-log_std)).square()
+    return (log_std - log_std0 + 0.5 * (var_ratio + distance - 1.0)).sum(dim=-1)
+
+
+def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, *, gamma: float,
+        lam: float) -> Tensor:
+    """Advantages [T, E] (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
+
+    next_value[t] is V of the observation that step t led to: the true final one where the episode ended.
+    """
+    delta = reward + gamma * next_value * ~terminated - value
+    advantage, carry = torch.empty_like(reward), torch.zeros_like(reward[0])
+    for t in reversed(range(len(reward))):
+        advantage[t] = carry = delta[t] + gamma * lam * carry * ~done[t]
+    return advantage
+
+
+def policy_loss(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """The clipped surrogate objective, negated (eq. 7)."""
+    return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage).mean()
+
+
+def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float | None) -> Tensor:
+    """Mean squared error; with clip, the larger of it and that of the clipped value."""
+    error = (value - target).square()
+    if clip is not None:
+        clipped = old_value + (value - old_value).clamp(-clip, clip)
+        error = torch.maximum(error, (clipped - target).square())
+    return error.mean()
+
+
+# --- the agent -------------------------------------------------------------------------------------------------------
+
+
+class Policy(nn.Module):
+    """Observation [N, D] -> mean action [N, A]: normalizer and network. log_std is a free parameter."""
+
+    def __init__(self, num_obs: int, num_actions: int, cfg: DictConfig):
+        super().__init__()
+        self.normalizer = Normalizer(num_obs) if cfg.normalize_obs else None
+        self.net = mlp([num_obs, *cfg.hidden, num_actions], cfg.activation, last_gain=0.01)
+        self.log_std = nn.Parameter(torch.full((num_actions,), math.log(cfg.init_std)))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.net(self.normalizer(obs) if self.normalizer else obs)
+
+
+class Critic(nn.Module):
+    """Observation [N, D] -> value [N], in reward units after `restore`."""
+
+    def __init__(self, num_obs: int, cfg: DictConfig):
+        super().__init__()
+        self.normalizer = Normalizer(num_obs) if cfg.normalize_obs else None
+        self.net = mlp([num_obs, *(cfg.critic_hidden or cfg.hidden), 1], cfg.activation, last_gain=1.0)
+        self.returns = Normalizer(1, clip=torch.inf) if cfg.normalize_value else None
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """The value in normalized units, [N]."""
+        return self.net(self.normalizer(obs) if self.normalizer else obs)[..., 0]
+
+    def restore(self, value: Tensor) -> Tensor:
+        return self.returns.restore(value) if self.returns else value
+
+
+class PPO:
+    """Collects rollouts from an environment and learns from them."""
+
+    def __init__(self, env: Any, cfg: DictConfig, seed: int):
+        self.env, self.cfg, self.device = env, cfg, env.device
+        num_obs = env.obs["policy"].shape[1]
+        self.critic_group = "critic" if "critic" in env.obs else "policy"
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.policy = Policy(num_obs, env.task.num_actions, cfg).to(self.device)
+            self.critic = Critic(env.obs[self.critic_group].shape[1], cfg).to(self.device)
+        self.params = FlatParameters(self.policy, self.critic)
+        self.lr = torch.tensor(float(cfg.lr), device=self.device)
+        self.optimizer = torch.optim.Adam([self.params.value], lr=self.lr, eps=1e-8, fused=True)
+        self._update_normalizers(env.obs["policy"], env.obs[self.critic_group])
+        self.obs: Tensor | None = None  # the rollout's buffers are made when the first one starts
+
+    def _allocate(self) -> None:
+        """Buffers of a rollout, [T, E, ...]."""
+        env, cfg = self.env, self.cfg
+        T, E = cfg.num_steps, env.num_envs
+
+        def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(T, E, *shape, dtype=dtype, device=self.device)
+
+        self.obs = buffer(env.obs["policy"].shape[1])
+        self.critic_obs = buffer(env.obs[self.critic_group].shape[1])
+        self.final_obs = torch.zeros_like(self.critic_obs)
+        self.actions, self.mean = buffer(env.task.num_actions), buffer(env.task.num_actions)
+        self.reward = buffer()
+        self.terminated, self.truncated = buffer(dtype=torch.bool), buffer(dtype=torch.bool)
+
+    # --- one iteration -----------------------------------------------------------------------------------------------
+
+    def iterate(self, timer: Timer) -> dict[str, Tensor]:
+        """A rollout and the updates from it; metrics as device scalars."""
+        if self.obs is None:
+            self._allocate()
+        self._rollout(timer)
+        with timer("update"):
+            return self._update()
+
+    @torch.no_grad()
+    def _rollout(self, timer: Timer) -> None:
+        env = self.env
+        with timer("policy"):
+            noise = torch.randn(self.actions.shape, generator=self.generator, device=self.device)
+            noise *= self.policy.log_std.exp()
+        for t in range(self.cfg.num_steps):
+            with timer("policy"):
+                self.obs[t] = env.obs["policy"]
+                self.critic_obs[t] = env.obs[self.critic_group]
+                self.mean[t] = self.policy(self.obs[t])
+                torch.add(self.mean[t], noise[t], out=self.actions[t])
+            _, self.reward[t], self.terminated[t], self.truncated[t], info = env.step(self.actions[t])
+            self.final_obs[t] = info["final_obs"][self.critic_group]
+
+    def _values(self) -> tuple[Tensor, Tensor]:
+        """V of each observation and of the one that each step led to, in reward units, both [T, E]."""
+        value = self.critic.restore(self.critic(self.critic_obs))
+        last = self.critic.restore(self.critic(self.env.obs[self.critic_group]))
+        following = torch.cat((value[1:], last[None]))
+        # Where time ran out the next observation belongs to a new episode: take the true final one.
+        if self.device == "cpu":
+            following[self.truncated] = self.critic.restore(self.critic(self.final_obs[self.truncated]))
+        else:  # fixed shapes
+            following = torch.where(self.truncated, self.critic.restore(self.critic(self.final_obs)), following)
+        return value, following
+
+    def _update(self) -> dict[str, Tensor]:
+        cfg = self.cfg
+        with torch.no_grad():
+            value, following = self._values()
+            done = self.terminated | self.truncated
+            advantage = gae(self.reward, value, following, self.terminated, done, gamma=cfg.gamma, lam=cfg.gae_lambda)
+            returns = advantage + value
+            explained = 1.0 - advantage.var() / returns.var().clamp(min=1e-12)
+            target, old_value = returns, value
+            if self.critic.returns is not None:
+                # New statistics apply from the next rollout on; this update learns in the units of this one.
+                scale = self.critic.returns
+                target, old_value = scale(returns[..., None])[..., 0], scale(value[..., None])[..., 0]
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            log_std0 = self.policy.log_std.detach().clone()
+            obs = self._normalized(self.policy.normalizer, self.obs)
+            critic_obs = self._normalized(self.critic.normalizer, self.critic_obs)
+            columns = [x.flatten(0, 1) for x in (obs, critic_obs, self.actions, self.mean)]
+            log_prob0 = gaussian_log_prob(columns[2], columns[3], log_std0)
+            columns += [advantage.flatten(), target.flatten(), old_value.flatten(), log_prob0]
+
+        N = len(log_prob0)
+        size = N // cfg.minibatches
+        totals = torch.zeros(7, device=self.device)
+        for _ in range(cfg.epochs):
+            order = torch.randperm(N, generator=self.generator, device=self.device)
+            for i in range(cfg.minibatches):
+                rows = order[i * size : (i + 1) * size]
+                totals += self._minibatch(log_std0, *(x.index_select(0, rows) for x in columns))
+        with torch.no_grad():
+            self._update_normalizers(self.obs, self.critic_obs)
+            if self.critic.returns is not None:
+                self._update_returns(returns)
+        means = totals / (cfg.epochs * cfg.minibatches)
+        names = ("loss/policy", "loss/value", "entropy", "kl", "clip_fraction", "grad_norm")
+        return dict(zip(names, means)) | {
+            "skipped_updates": totals[6], "lr": self.lr.clone(), "std": self.policy.log_std.exp().mean().detach(),
+            "explained_variance": explained,
+        }
+
+    def _minibatch(self, log_std0: Tensor, obs: Tensor, critic_obs: Tensor, action: Tensor, mean0: Tensor,
+                   advantage: Tensor, target: Tensor, old_value: Tensor, log_prob0: Tensor) -> Tensor:
+        """One gradient step; (losses, entropy, KL, clip fraction, gradient norm, skipped) as a vector."""
+        cfg = self.cfg
+        mean, log_std = self.policy.net(obs), self.policy.log_std
+        ratio = torch.exp(gaussian_log_prob(action, mean, log_std) - log_prob0)
+        loss_policy = policy_loss(ratio, advantage, cfg.clip)
+        value = self.critic.net(critic_obs)[:, 0]
+        loss_value = value_loss(value, old_value, target, cfg.clip if cfg.value_clip else None)
+        entropy = gaussian_entropy(log_std)
+        loss = loss_policy + cfg.value_coef * loss_value - cfg.entropy_coef * entropy
+        self.params.grad.zero_()
+        loss.backward()
+        with torch.no_grad():
+            kl = gaussian_kl(mean0, log_std0, mean, log_std).mean()
+            norm = torch.linalg.vector_norm(self.params.grad)
+            finite = torch.isfinite(norm) & torch.isfinite(loss)
+            self.params.grad.mul_((cfg.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+            self._optimizer_step(finite, kl)
+            clipped = ((ratio - 1.0).abs() > cfg.clip).float().mean()
+            row = torch.stack((loss_policy, loss_value, entropy, kl, clipped, norm))
+            skipped = (~finite).float()
+            return torch.cat((torch.where(finite, row, 0.0), skipped[None]))
+
+    def _optimizer_step(self, finite: Tensor, kl: Tensor) -> None:
+        """An Adam step, unless the gradient is not finite: then nothing changes. Adapts the learning rate to the KL."""
+        cfg = self.cfg
+        if cfg.schedule == "adaptive":
+            factor = torch.where(kl > 2.0 * cfg.desired_kl, 1 / 1.5, torch.where(kl < 0.5 * cfg.desired_kl, 1.5, 1.0))
+            self.lr.copy_(torch.where(finite, (self.lr * factor).clamp(cfg.lr_min, cfg.lr_max), self.lr))
+        self.optimizer.found_inf = (~finite).float()  # the fused kernel then leaves parameters and moments alone
+        self.optimizer.step()
+        self.policy.log_std.data.clamp_(math.log(cfg.min_std), math.log(cfg.max_std))
+
+    # --- normalizers -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _normalized(normalizer: Normalizer | None, obs: Tensor) -> Tensor:
+        return normalizer(obs) if normalizer else obs
+
+    def _update_normalizers(self, obs: Tensor, critic_obs: Tensor) -> None:
+        for normalizer, x in ((self.policy.normalizer, obs), (self.critic.normalizer, critic_obs)):
+            if normalizer is not None:
+                normalizer.update(x)
+
+    def _update_returns(self, returns: Tensor) -> None:
+        """New statistics of returns; the last layer is rescaled so that values in reward units stay the same.
+
+        Source: van Hasselt et al. 2016, "Learning values across many orders of magnitude" (Pop-Art), eq. 9.
+        """
+        scale, last = self.critic.returns, self.critic.net[-1]
+        mean0, std0 = scale.mean.clone(), torch.sqrt(scale.var + 1e-8)
+        scale.update(returns[..., None])
+        std = torch.sqrt(scale.var + 1e-8)
+        last.weight.data.mul_((std0 / std)[:, None])
+        last.bias.data.copy_((std0 * last.bias + mean0 - scale.mean) / std)
+
+    # --- use and checkpoints -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """The deterministic action [N, A] of the policy group's observation."""
+        return self.policy(obs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimizer, learning rate, normalizers and random generator."""
+        return {"policy": self.policy.state_dict(), "critic": self.critic.state_dict(), "lr": self.lr.clone(),
+                "optimizer": self.optimizer.state_dict()["state"], "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore state_dict()."""
+        self.policy.load_state_dict(state["policy"])
+        self.critic.load_state_dict(state["critic"])
+        self.lr.copy_(state["lr"])
+        full = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": full["param_groups"]})
+        self.optimizer.param_groups[0]["lr"] = self.lr
+        self.generator.set_state(state["generator"].cpu())
+

@@ -1,0 +1,341 @@
+"""The environment: E robots stepped at once. `Env.step` shows the order of one step.
+
+    env = isaacrl.make("cartpole", num_envs=64, device="cpu")
+    obs = env.reset()
+    obs, reward, terminated, truncated, info = env.step(action)     # tensors on env.device, [E, ...]
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mujoco
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from isaacrl import sim
+from isaacrl.errors import UserError
+from isaacrl.state import Robot, State
+from isaacrl.terms import Bound, bind, find, stack
+from isaacrl.terms.group import ObservationGroup
+from isaacrl.timer import Timer
+
+
+class Task:
+    """What a robot is to do, as six hooks. The default ones are the term tables of the task's YAML file.
+
+    A task written as one Python class (`task.env: my_pkg.my_task:MyTask`) overrides the hooks it wants; `num_actions`
+    must then be set if there is no `actions` table.
+    """
+
+    num_actions: int
+
+    def create(self, spec: mujoco.MjSpec, cfg: DictConfig) -> None:
+        """Before the scene is compiled: change it."""
+
+    def setup(self, s: State, cfg: DictConfig) -> None:
+        """Once, when the simulation stands: bind the term tables. Overrides call super().setup(s, cfg) first."""
+        table = OmegaConf.to_container(cfg.task, resolve=True)
+        self.actions = bind("actions", table["actions"], s, "task.actions")
+        self.reward_terms = bind("rewards", table["rewards"], s, "task.rewards")
+        self.weights = torch.tensor([float(t.settings.get("weight", 1.0)) for t in self.reward_terms], device=s.device)
+        self.termination_terms = bind("terminations", table["terminations"], s, "task.terminations")
+        self.metric_terms = bind("metrics", table["metrics"], s, "task.metrics")
+        if self.actions:
+            self.num_actions = sum(len(t.fn.actuators) for t in self.actions)
+        used = [a for t in self.actions for a in t.fn.actuators]
+        if len(used) != len(set(used)):
+            twice = next(s.robot.actuator_names[a] for a in used if used.count(a) > 1)
+            raise UserError(f"task.actions: joint '{twice}' is driven by two terms; give each joint to one")
+        self._columns = torch.tensor(used, dtype=torch.long, device=s.device)
+
+    def pre_physics_step(self, s: State, action: Tensor) -> Tensor:
+        """Targets of the actuators, [E, nu], from the policy's action [E, num_actions]."""
+        target = torch.zeros(s.num_envs, s.engine.model.nu, device=s.device)
+        parts, first = [], 0
+        for term in self.actions:
+            n = len(term.fn.actuators)
+            parts.append(term(s, action[:, first : first + n]))
+            first += n
+        return target.index_copy(1, self._columns, torch.cat(parts, dim=1)) if parts else target
+
+    def observations(self, s: State) -> dict[str, Tensor] | None:
+        """Named groups [E, n], `policy` among them; None: the tables."""
+        return None
+
+    def rewards(self, s: State) -> Tensor:
+        """[E, K], the weighted reward terms per second; columns are `reward_names`."""
+        return stack([term(s) for term in self.reward_terms], s) * self.weights
+
+    @property
+    def reward_names(self) -> list[str]:
+        return [t.name for t in self.reward_terms]
+
+    def dones(self, s: State) -> tuple[Tensor, Tensor]:
+        """(terminated, timed out), boolean [E]; the full episode length is added by the environment."""
+        none = torch.zeros(s.num_envs, dtype=torch.bool, device=s.device)
+        ends = {False: none, True: none}
+        for term in self.termination_terms:
+            ends[bool(term.settings.get("time_out"))] = ends[bool(term.settings.get("time_out"))] | term(s)
+        return ends[False], ends[True]
+
+    def reset(self, s: State, mask: Tensor) -> None:
+        """After the worlds of mask went back to the default pose, and before the task's reset events."""
+
+
+class Env:
+    """E worlds of one task. Tensors in, tensors out; worlds that end are reset in the same step."""
+
+    def __init__(self, cfg: DictConfig):
+        self.cfg = cfg
+        self.device = _device(cfg.device)
+        self.task: Task = find("", cfg.task.env, "task.env")() if cfg.task.env else Task()
+        scene = sim.make_scene(cfg.asset, cfg.task, edit=lambda spec: self.task.create(spec, cfg))
+        self.engine = sim.build(scene.model, cfg.num_envs, self.device, cfg.sim, scene.actuation)
+        self.num_envs, self.decimation = cfg.num_envs, cfg.task.decimation
+        self.step_dt = cfg.task.physics_dt * cfg.task.decimation
+        self.max_episode_steps = max(1, round(cfg.task.episode_length_s / self.step_dt))
+        self.timer = Timer(self.device)
+
+        robot = Robot(scene.model, cfg.asset.base, OmegaConf.to_container(cfg.asset.default_pose), self.device)
+        s = self.state = State(self.engine, robot, seed=cfg.seed, step_dt=self.step_dt, max_steps=self.max_episode_steps)
+        table = OmegaConf.to_container(cfg.task, resolve=True)
+        randomization = OmegaConf.to_container(cfg.randomization, resolve=True)
+        self.everywhere = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        self._to_default_pose(self.everywhere)
+        self.task.setup(s, cfg)
+        s.action = torch.zeros(self.num_envs, self.task.num_actions, device=self.device)
+        s.last_action = s.action.clone()
+        self.command_terms = bind("commands", table["commands"], s, "task.commands")
+        self._read_commands()
+        self.events = events = bind("events", table["events"], s, "task.events") + bind("events", randomization, s, "randomization")
+        self.reset_events = [e for e in events if e.settings.get("when", "reset") == "reset"]
+        self.startup_events = [e for e in events if e.settings.get("when") == "startup"]
+        self.interval_events = [e for e in events if e.settings.get("when") == "interval"]
+        self.groups = [ObservationGroup(name, terms, s) for name, terms in table["observations"].items()]
+        self.memory_terms = [t for t in self.all_terms() if t.has_memory and t not in self.command_terms]
+        self.timers = {e.stream: self._interval(e) for e in self.interval_events}
+        for event in self.startup_events:
+            event(s, self.everywhere)
+
+        zeros = torch.zeros(self.num_envs, device=self.device)
+        self.episode_return = zeros.clone()                                                    # [E]
+        self.episode_metrics = torch.zeros(self.num_envs, len(self.task.metric_terms), device=self.device)
+        self._sums = torch.zeros(6 + len(self.task.metric_terms) + len(self.task.reward_names), device=self.device)
+        self._dry_run()
+        self.obs = self.reset()
+
+    # --- one step ----------------------------------------------------------------------------------------------------
+
+    def reset(self) -> dict[str, Tensor]:
+        """Start every world anew; the observations, group -> [E, n]."""
+        self._reset(self.everywhere)
+        self._read_commands()
+        self.obs = self._observe(advance=False, reset=self.everywhere)
+        return self.obs
+
+    def step(self, action: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Any]]:
+        """One policy step of every world. action [E, num_actions].
+
+        Returns (obs, reward [E], terminated [E], truncated [E], info). obs of worlds that ended is that of their new
+        episode; info["final_obs"] is the true last one. info["target"] [E, nu] is what the actuators were told.
+        """
+        s, engine = self.state, self.engine
+        with self.timer("env"):
+            s.last_action.copy_(s.action)
+            s.action.copy_(action)
+            target = self.task.pre_physics_step(s, s.action)
+            with self.timer("sim"):
+                engine.step(self.decimation, target)
+            s.refresh()
+            s.episode_step += 1
+            s.random.step += 1
+            for term in self.memory_terms:
+                term.advance(s)
+            self._run_intervals()
+
+            terminated, timed_out = self.task.dones(s)
+            s.terminated = terminated | engine.nonfinite
+            s.truncated = (timed_out | (s.episode_step >= self.max_episode_steps)) & ~s.terminated
+            done = s.terminated | s.truncated
+            rewards = self.task.rewards(s) * self.step_dt
+            rewards = torch.where(engine.nonfinite[:, None], 0.0, rewards)
+            reward = rewards.sum(dim=1)
+            self._record(rewards, reward, done)
+            final_obs = self._observe(advance=True)
+
+            if self.device != "cpu" or bool(done.any()):  # asking a CPU costs nothing; a GPU is never asked
+                self._reset(done)
+            for command in self.command_terms:
+                command.advance(s)
+            self._read_commands()
+            self.obs = self._observe(advance=False, reset=done)
+        info = {"final_obs": final_obs, "target": target, "nonfinite": engine.nonfinite}
+        return self.obs, reward, s.terminated, s.truncated, info
+
+    def _observe(self, *, advance: bool, reset: Tensor | None = None) -> dict[str, Tensor]:
+        own = self.task.observations(self.state)
+        if own is not None:
+            return own
+        return {g.name: g.observe(self.state, advance=advance, reset=reset) for g in self.groups}
+
+    def _reset(self, mask: Tensor) -> None:
+        """Start the worlds of mask [E] anew."""
+        s = self.state
+        self._to_default_pose(mask)
+        self.task.reset(s, mask)
+        for event in self.reset_events:
+            event(s, mask)
+        self.engine.forward(mask)
+        s.refresh()
+        keep = ~mask
+        s.episode_step *= keep
+        s.action *= keep[:, None]
+        s.last_action *= keep[:, None]
+        self.episode_return *= keep
+        self.episode_metrics *= keep[:, None]
+        for term in [*self.memory_terms, *self.command_terms]:
+            term.reset(s, mask)
+        for event in self.interval_events:
+            timer = self.timers[event.stream]
+            timer.copy_(torch.where(mask, self._interval(event), timer))
+
+    def _to_default_pose(self, mask: Tensor) -> None:
+        s = self.state
+        self.engine.reset(mask)
+        s.refresh()
+        s.write("qpos", s.robot.default_qpos.expand(self.num_envs, -1), mask)
+        self.engine.forward(mask)
+        s.refresh()
+
+    def _read_commands(self) -> None:
+        self.state.commands = {c.name: c(self.state) for c in self.command_terms}
+
+    def _interval(self, event: Bound) -> Tensor:
+        """Steps until an interval event strikes each world, [E]."""
+        low, high = event.settings["interval_s"]
+        self.state.use_stream(event.stream + ".interval")
+        return (self.state.uniform(1, low, high)[:, 0] / self.step_dt).round().long().clamp(min=1)
+
+    def _run_intervals(self) -> None:
+        """Events that strike at random times, in the worlds whose timers have run out."""
+        struck = torch.zeros_like(self.everywhere)
+        for event in self.interval_events:
+            timer = self.timers[event.stream]
+            timer -= 1
+            due = timer <= 0
+            event(self.state, due)
+            timer.copy_(torch.where(due, self._interval(event), timer))
+            struck |= due
+        if self.interval_events:
+            self.engine.forward(struck)
+            self.state.refresh()
+
+    def all_terms(self) -> list[Bound]:
+        """Every term of the task and its randomization."""
+        task = self.task
+        terms = [*task.actions, *task.reward_terms, *task.termination_terms, *task.metric_terms, *self.command_terms]
+        return terms + self.events + [t for group in self.groups for t in group.terms]
+
+    def _dry_run(self) -> None:
+        """Every term once: mistakes show before training, and the engine learns which outputs are read."""
+        s = self.state
+        for term in [*self.task.reward_terms, *self.task.termination_terms, *self.task.metric_terms]:
+            value = term(s)
+            if value.shape != (self.num_envs,):
+                raise UserError(f"{term.key}: must return a tensor [num_envs], got {list(value.shape)}")
+        own = self.task.observations(s)
+        names = list(own) if own is not None else [g.name for g in self.groups]
+        if "policy" not in names:
+            raise UserError(f"task.observations: no group 'policy'; groups: {names}")
+        s.joint_torque  # noqa: B018  (a metric of every run)
+        self.engine.forward()
+        s.refresh()
+
+    # --- metrics: sums on the device, read once an iteration ---------------------------------------------------------
+
+    def _record(self, rewards: Tensor, reward: Tensor, done: Tensor) -> None:
+        s = self.state
+        self.episode_return += reward
+        self.episode_metrics += stack([t(s) for t in self.task.metric_terms], s)
+        ended = done.float()
+        length = s.episode_step.float()
+        per_episode = self.episode_metrics / length[:, None]
+        sums = [
+            ended.sum(), (ended * self.episode_return).sum(), (ended * length).sum(),
+            self.engine.nonfinite.sum().float(), s.joint_torque.abs().mean(), torch.ones_like(reward[0]),
+        ]
+        self._sums += torch.cat((torch.stack(sums), (per_episode * ended[:, None]).sum(0), rewards.mean(0)))
+        self.last_episode_metrics = per_episode  # [E, M], of the episodes that end in this step
+
+    def read_metrics(self) -> dict[str, float]:
+        """Means since the last call; one copy to the host. Episode figures are absent if no episode ended."""
+        sums = self._sums.tolist()
+        overflow = int(self.engine.overflow.sum())
+        self._sums.zero_()
+        episodes, steps, n = sums[0], max(sums[5], 1.0), len(self.task.metric_terms)
+        out = {"nonfinite": sums[3], "overflow": float(overflow), "torque": sums[4] / steps}
+        out["reward"] = sum(sums[6 + n :]) / steps
+        for name, value in zip(self.task.reward_names, sums[6 + n :]):
+            out[f"reward/{name}"] = value / steps
+        if episodes:
+            out |= {"episodes": episodes, "return": sums[1] / episodes, "episode_length": sums[2] / episodes}
+            for term, value in zip(self.task.metric_terms, sums[6:]):
+                out[f"metric/{term.name}"] = value / episodes
+        return out
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that lives outside the engine and outlasts a step."""
+        s = self.state
+        out = {"episode_step": s.episode_step, "action": s.action, "last_action": s.last_action,
+               "random_step": s.random.step, "episode_return": self.episode_return,
+               "episode_metrics": self.episode_metrics, "sums": self._sums}
+        out |= {f"timer/{k}": v for k, v in self.timers.items()}
+        out |= {f"obs/{k}": v for k, v in self.obs.items()}
+        out |= {f"history/{g.name}": g.history for g in self.groups if g.history is not None}
+        for term in [*self.memory_terms, *self.command_terms]:
+            out |= {f"memory/{term.key}/{k}": v for k, v in term.memory.items()}
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, as tensors."""
+        return {"engine": self.engine.state_dict(), "env": {k: v.clone() for k, v in self._tensors().items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where state_dict() was taken (same task, number of worlds and engine).
+
+        Raises: UserError where the environment is another one.
+        """
+        mine = self._tensors()
+        theirs = state["env"]
+        wrong = [k for k in mine if k not in theirs or theirs[k].shape != mine[k].shape] + [k for k in theirs if k not in mine]
+        if wrong:
+            shapes = {k: (list(theirs[k].shape) if k in theirs else None, list(mine[k].shape) if k in mine else None) for k in wrong[:2]}
+            raise UserError(f"checkpoint: made by another environment; (stored, configured) shapes: {shapes}")
+        self.engine.load_state_dict(state["engine"])
+        for k, v in mine.items():
+            v.copy_(theirs[k])
+        self.state.refresh()
+        self._read_commands()
+
+
+def _device(name: str) -> str:
+    """'auto' means the first GPU, or the CPU."""
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device: '{name}', but there is no usable GPU; use device=cpu (`isaacrl doctor` says more)")
+    return "cuda:0" if name == "cuda" else name
+
+
+def make(task: str = "cartpole", *, overrides: Sequence[str] = (), **keys: Any) -> Env:
+    """The environment of a task as a library object.
+
+    task: a name under conf/task. keys: configuration keys without a dot (num_envs=64, device="cpu", seed=1, ...).
+    overrides: any others, as on the command line ("task.rewards.alive.weight=2").
+    """
+    from isaacrl.config import compose
+
+    return Env(compose([f"task={task}", *overrides, *(f"{k}={v}" for k, v in keys.items())]))

@@ -1,0 +1,105 @@
+"""`isaacrl eval`: fixed-seed episodes of a trained policy, with confidence intervals and a verdict."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from isaacrl import algos, runs
+from isaacrl.env import Env
+from isaacrl.errors import UserError
+
+MAX_WORLDS = 1024  # more episodes than this run one after another in the same worlds
+
+
+def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
+    """Run `options.episodes` episodes, print and write eval.json; its content."""
+    rounds = math.ceil(options.episodes / MAX_WORLDS)
+    cfg = OmegaConf.merge(cfg, {"num_envs": math.ceil(options.episodes / rounds), "seed": options.seed})
+    env = Env(cfg)
+    algo, entry = algos.load(env, cfg, run_path, options.checkpoint)
+    episodes = run_episodes(env, algo.act, options.episodes)
+    result = {"run": str(run_path), "checkpoint": entry, "task": cfg.task.name, "episodes": options.episodes,
+              "seed": options.seed, "engine": env.engine.name, "deterministic_policy": True,
+              "nonfinite": int(episodes.pop("nonfinite").sum()), "overflow": int(env.engine.overflow.sum()),
+              "metrics": {name: statistics(values) for name, values in episodes.items()}}
+    result["solved"] = verdict(cfg, result["metrics"])
+    runs.write_json(run_path / "eval.json", result)
+    _show(result, run_path)
+    return result
+
+
+@torch.no_grad()
+def run_episodes(env: Env, act: Any, episodes: int) -> dict[str, Tensor]:
+    """Per-episode figures, [episodes]: return, episode_length (share of the longest possible), and each metric.
+
+    Every world contributes the same number of episodes, its first ones: counting whichever end first would favour
+    short ones.
+    """
+    each = math.ceil(episodes / env.num_envs)
+    names = [t.name for t in env.task.metric_terms]
+    count = torch.zeros(env.num_envs, dtype=torch.long, device=env.device)
+    done_rows = torch.full((each, env.num_envs, 3 + len(names)), math.nan, device=env.device)
+    total, length = torch.zeros(env.num_envs, device=env.device), torch.zeros(env.num_envs, device=env.device)
+    worlds = torch.arange(env.num_envs, device=env.device)
+    obs = env.reset()
+    for _ in range(each * env.max_episode_steps):
+        obs, reward, terminated, truncated, info = env.step(act(obs["policy"]))
+        total += reward
+        length += 1
+        done = terminated | truncated
+        figures = [total, length / env.max_episode_steps, info["nonfinite"].float()]
+        row = torch.cat((torch.stack(figures, dim=1), env.last_episode_metrics), dim=1)
+        slot = count.clamp(max=each - 1)
+        write = (done & (count < each))[:, None]
+        done_rows[slot, worlds] = torch.where(write, row, done_rows[slot, worlds])
+        count += done
+        total, length = torch.where(done, 0.0, total), torch.where(done, 0.0, length)
+        if env.device == "cpu" and bool((count >= each).all()):
+            break
+    values = done_rows.flatten(0, 1)[:episodes].cpu()
+    return dict(zip(["return", "episode_length", "nonfinite", *names], values.unbind(1)))
+
+
+def statistics(values: Tensor) -> dict[str, float]:
+    """Mean with its 95% confidence interval (normal approximation), spread and extremes of per-episode values."""
+    n, mean = len(values), values.mean().item()
+    std = values.std().item() if n > 1 else 0.0
+    half = 1.96 * std / math.sqrt(n)
+    return {"mean": mean, "ci95_low": mean - half, "ci95_high": mean + half, "std": std,
+            "min": values.min().item(), "max": values.max().item()}
+
+
+def verdict(cfg: DictConfig, metrics: dict[str, dict[str, float]]) -> dict[str, Any] | None:
+    """Whether the task's own criterion holds for the mean; None where the task states none."""
+    rule = cfg.task.solved
+    if rule is None:
+        return None
+    if rule.metric not in metrics:
+        raise UserError(f"task.solved.metric: unknown metric '{rule.metric}'; there are {sorted(metrics)}")
+    mean = metrics[rule.metric]["mean"]
+    solved = mean >= rule.threshold if rule.direction == "above" else mean <= rule.threshold
+    return {"metric": rule.metric, "threshold": rule.threshold, "direction": rule.direction, "value": mean, "solved": solved}
+
+
+def _show(result: dict[str, Any], run_path: Path) -> None:
+    console = Console()
+    table = Table(title=f"{result['task']}: {result['episodes']} episodes, seed {result['seed']}, engine {result['engine']}")
+    for column in ("metric", "mean", "95% interval", "min", "max"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, s in result["metrics"].items():
+        table.add_row(name, f"{s['mean']:.4g}", f"{s['ci95_low']:.4g} .. {s['ci95_high']:.4g}", f"{s['min']:.4g}", f"{s['max']:.4g}")
+    console.print(table)
+    print(f"written: {run_path / 'eval.json'}")
+    rule = result["solved"]
+    if rule is None:
+        print("solved: not defined (the task has no `solved` criterion)")
+        return
+    sign = ">=" if rule["direction"] == "above" else "<="
+    print(f"criterion: {rule['metric']} {sign} {rule['threshold']:g}; reached {rule['value']:.4g}")
+    print(f"solved: {'yes' if rule['solved'] else 'no'}")

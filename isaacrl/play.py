@@ -1,0 +1,60 @@
+"""`isaacrl play`: watch a trained policy, as a video on any machine or live in the browser."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from isaacrl import algos, render
+from isaacrl.env import Env
+
+FPS = 30  # frames a second of a video; steps are subsampled to come near it
+
+
+def play(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
+    """Run the policy in `options.num_envs` worlds for `options.seconds` and render what it does."""
+    cfg = OmegaConf.merge(cfg, {"num_envs": options.num_envs, "seed": options.seed})
+    env = Env(cfg)
+    algo, entry = algos.load(env, cfg, run_path, options.checkpoint)
+    print(f"playing {cfg.task.name}, checkpoint of iteration {entry['iteration']}, {options.num_envs} worlds, "
+          f"engine {env.engine.name}")
+    if options.viewer == "browser":
+        from isaacrl.viewer import view
+
+        view(env, algo.act)
+        return {"run": str(run_path)}
+    steps = max(1, round(options.seconds / env.step_dt))
+    qpos, returns = record(env, algo.act, steps)
+    every = max(1, round(1.0 / (FPS * env.step_dt)))
+    frames = list(render.render_frames(env.engine.model, qpos[::every], camera=OmegaConf.to_container(cfg.task.camera),
+                                       width=options.width, height=options.height))
+    folder = run_path / "videos"
+    folder.mkdir(exist_ok=True)
+    name = f"iteration_{entry['iteration']:06d}"
+    result = {"run": str(run_path), "return": returns, "renderer": render.backend()[0]}
+    picture = folder / f"{name}.png"
+    render.write_png(frames[len(frames) // 2], picture)
+    result["png"] = str(picture)
+    if options.video:
+        video = folder / f"{name}.mp4"
+        render.write_video(frames, video, fps=1.0 / (every * env.step_dt))
+        result["video"] = str(video)
+        print(f"video:   {video}  ({options.seconds:g} s, renderer {result['renderer']})")
+    print(f"picture: {picture}")
+    print(f"reward:  {returns:.3f} a world in {options.seconds:g} s")
+    return result
+
+
+@torch.no_grad()
+def record(env: Env, act: Any, steps: int) -> tuple[np.ndarray, float]:
+    """(qpos of every step [T, E, nq], mean reward sum of a world) of a deterministic rollout from a reset."""
+    obs = env.reset()
+    out = np.empty((steps, env.num_envs, env.engine.model.nq))
+    total = 0.0
+    for t in range(steps):
+        out[t] = env.engine.field("qpos").cpu().numpy()
+        obs, reward, *_ = env.step(act(obs["policy"]))
+        total += reward.mean().item()
+    return out, total

@@ -1,0 +1,146 @@
+"""Terms: what a task observes, rewards, ends on, commands, and randomizes.
+
+A term is a plain function of State, `term(s, *, parameters) -> Tensor`; a node of a term table in YAML is a call of it.
+A term with memory is a class (see `Term`). Parameters annotated `Joints`, `Bodies` or `Sites` are written as name
+patterns in YAML and arrive resolved.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NewType
+
+import torch
+from torch import Tensor
+
+from isaacrl.errors import UserError
+from isaacrl.schema import TERM_FAMILIES
+from isaacrl.sim.names import match
+from isaacrl.state import BodyView, SiteView, State, as_index
+
+Joints = NewType("Joints", object)  # index of the robot's joints, for the J axis of State's tensors
+Bodies = NewType("Bodies", BodyView)
+Sites = NewType("Sites", SiteView)
+ALL: Any = (".*",)  # default of a pattern parameter: everything
+
+
+class Term:
+    """A term with memory.
+
+    `init(s)` gives its named tensors [E, ...] as they are at the start of an episode, `advance(s)` as they are after a
+    step, `__call__(s)` reads them as attributes. The environment calls `init` for the worlds that reset, `advance`
+    exactly once a step, and saves the tensors in checkpoints. `advance` and `init` must not change tensors in place.
+    """
+
+    def init(self, s: State) -> dict[str, Tensor]:
+        return {}
+
+    def advance(self, s: State) -> dict[str, Tensor]:
+        return {}
+
+    def __call__(self, s: State) -> Tensor:
+        raise NotImplementedError
+
+
+class Bound:
+    """A term of one task: the function with its parameters, its settings and its memory."""
+
+    def __init__(self, family: str, name: str, node: Mapping[str, Any] | None, s: State, key: str):
+        node = dict(node or {})
+        self.name, self.key, self.stream = name, key, f"{family}.{name}"
+        self.settings = {k: node.pop(k) for k in list(node) if k in TERM_FAMILIES[family]}
+        fn = find(family, self.settings.get("fn", name), key)
+        self.source = inspect.getsourcefile(fn)
+        is_class = inspect.isclass(fn)
+        self.joints: list[str] | None = None
+        params = self._resolve(fn.__init__ if is_class else fn, node, s)
+        self.fn: Callable = fn(s, **params) if is_class else fn
+        self.params = {} if is_class else params
+        self.memory: dict[str, Tensor] = {}
+        self.has_memory = is_class and hasattr(fn, "advance")
+        if self.has_memory:
+            s.use_stream(self.stream + ".init")
+            for k, v in self.fn.init(s).items():
+                self.memory[k] = v.clone()
+                setattr(self.fn, k, self.memory[k])
+
+    def _resolve(self, fn: Callable, given: dict[str, Any], s: State) -> dict[str, Any]:
+        """The keyword-only parameters with name patterns turned into indices or views."""
+        hints = typing.get_type_hints(fn)
+        params = {}
+        for p in inspect.signature(fn).parameters.values():
+            if p.kind is not p.KEYWORD_ONLY:
+                continue
+            if p.name not in given and p.default is p.empty:
+                raise UserError(f"{self.key}: missing parameter '{p.name}'")
+            value = given.pop(p.name, p.default)
+            kind = hints.get(p.name)
+            if kind is Joints:
+                ids = match(patterns(value), s.robot.joint_names, f"{self.key}.{p.name}")
+                self.joints = [s.robot.joint_names[i] for i in ids]
+                value = as_index(ids, s.device)
+            elif kind is Bodies:
+                value = s.body(*patterns(value))
+            elif kind is Sites:
+                value = s.site(*patterns(value))
+            params[p.name] = value
+        if given:
+            known = [p.name for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            raise UserError(f"{self.key}: unknown parameter {sorted(given)}; it takes {known}")
+        return params
+
+    def __call__(self, s: State, *args: Any) -> Any:
+        s.use_stream(self.stream)
+        return self.fn(s, *args, **self.params)
+
+    def advance(self, s: State) -> None:
+        """One step of the term's memory."""
+        if self.has_memory:
+            s.use_stream(self.stream + ".advance")
+            self._store(self.fn.advance(s), None)
+
+    def reset(self, s: State, mask: Tensor) -> None:
+        """The memory of the worlds of mask [E] starts anew."""
+        if self.has_memory:
+            s.use_stream(self.stream + ".init")
+            self._store(self.fn.init(s), mask)
+
+    def _store(self, values: dict[str, Tensor], mask: Tensor | None) -> None:
+        for k, v in values.items():
+            memory = self.memory[k]
+            keep = None if mask is None else mask.view(-1, *[1] * (memory.ndim - 1))
+            memory.copy_(v if keep is None else torch.where(keep, v, memory))
+
+
+def patterns(value: Any) -> list[str]:
+    """A pattern or a list of them, as a list."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+def find(family: str, name: str, key: str) -> Any:
+    """The function or class that a node names: a built-in of the family, or `module:name` of a user."""
+    module_name, _, attr = name.rpartition(":")
+    if not module_name:
+        module_name, attr = f"isaacrl.terms.{family}", name
+    elif os.getcwd() not in sys.path:  # a user's own module beside their configs
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        raise UserError(f"{key}.fn: cannot import '{module_name}' ({e}); install its package or run beside it") from None
+    if not hasattr(module, attr):
+        raise UserError(f"{key}.fn: '{module_name}' has no '{attr}'")
+    return getattr(module, attr)
+
+
+def bind(family: str, table: Mapping[str, Any], s: State, key: str) -> list[Bound]:
+    """All terms of a table, in its order."""
+    return [Bound(family, name, node, s, f"{key}.{name}") for name, node in table.items()]
+
+
+def stack(values: Sequence[Tensor], s: State) -> Tensor:
+    """[E, n] of per-world values [E], n >= 0."""
+    return torch.stack(tuple(values), dim=1) if values else torch.zeros(s.num_envs, 0, device=s.device)

@@ -1,0 +1,22 @@
+"""Terminations: functions of State that return a boolean [E]. `time_out: true` in the node makes one a truncation:
+the episode ends, but its future still counts in the value estimate. The full episode length is always a truncation."""
+
+from torch import Tensor
+
+from isaacrl.state import State
+from isaacrl.terms import ALL, Joints
+
+
+def joint_pos_beyond(s: State, *, joints: Joints = ALL, limit: float) -> Tensor:
+    """Whether any joint is further than limit from 0 [rad or m], [E]."""
+    return (s.joint_pos[:, joints].abs() > limit).any(dim=1)
+
+
+def base_height_below(s: State, *, height: float) -> Tensor:
+    """Whether the base frame is lower than height [m], [E]."""
+    return s.base_pos_w[:, 2] < height
+
+
+def tilted(s: State, *, cos: float) -> Tensor:
+    """Whether the cosine between the base's z axis and the vertical is below cos, [E]."""
+    return -s.projected_gravity_b[:, 2] < cos
