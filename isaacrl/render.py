@@ -1,0 +1,325 @@
+"""Pictures and videos of states, with or without OpenGL.
+
+`render_frames` draws joint positions that were recorded before: no physics runs here. It uses MuJoCo's OpenGL renderer
+off screen (EGL, OSMesa, or a window system where there is a display) and, where none of them works, the ray tracer of
+mujoco-warp, which needs no OpenGL at all. `backend` says which and why; the environment variable ISAACRL_RENDERER
+(`gl` or `warp`) insists on one.
+"""
+
+import copy
+import importlib
+import itertools
+import math
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isaacrl.errors import UserError
+
+CAMERA_KEYS = ("lookat", "distance", "azimuth", "elevation")
+GAP = 2  # pixels between the worlds of one picture
+GAP_COLOR = 0.2
+
+
+def render_frames(model: Any, qpos: Any, *, camera: dict[str, Any] | None = None, width: int = 640, height: int = 480,
+                  mocap: tuple[Any, Any] | None = None, renderer: str | None = None) -> Iterator[np.ndarray]:
+    """Pictures of E worlds side by side, one a time step: uint8 [height, width, 3].
+
+    Args:
+        model: the `mujoco.MjModel`. mujoco-warp's renderer needs at least one camera in it, and moves the first one.
+        qpos: joint positions, [T, E, nq]. Worlds with a non-finite position are drawn in the model's default pose.
+        camera: `lookat` [m], `distance` [m], `azimuth` and `elevation` [deg]; what is missing, the model decides.
+        width, height: size of the whole picture [pixels].
+        mocap: positions [T, E, nmocap, 3] [m] and quaternions [T, E, nmocap, 4] of mocap bodies.
+        renderer: `gl` or `warp`; default: what `backend` finds.
+
+    Raises:
+        UserError: an unknown camera key or renderer, no OpenGL where it is asked for, a model without camera (warp).
+    """
+    qpos = np.asarray(qpos, dtype=np.float64)
+    if qpos.ndim != 3 or qpos.shape[2] != model.nq:
+        raise ValueError(f"qpos has shape {qpos.shape}, expected [T, E, {model.nq}]")
+    name, _ = backend(renderer)
+    view = _view(model, camera or {})
+    tiles = _tiles(qpos.shape[1], width, height)
+    poses = _poses(model, qpos, mocap)
+    if name == "warp":
+        return _warp_frames(model, poses, view, tiles, width, height)
+    return _gl_frames(name, model, poses, view, tiles, width, height)
+
+
+def backend(renderer: str | None = None) -> tuple[str, str]:
+    """What draws on this machine, and why: (egl, osmesa, glfw, cgl or warp; one line).
+
+    A backend counts only after it has drawn a picture in a process of its own, so a broken driver cannot crash this one.
+    """
+    wish = renderer or os.environ.get("ISAACRL_RENDERER", "")
+    if wish not in ("", "gl", "warp"):
+        raise UserError(f"ISAACRL_RENDERER={wish}: unknown renderer. It is gl or warp; unset, the first that works.")
+    if wish == "warp":
+        return "warp", "asked for"
+    failures = []
+    for name in _candidates():
+        problem = gl_problem(name)
+        if problem is None:
+            return name, f"OpenGL through {name}" + (f" ({failures[0]})" if failures else "")
+        failures.append(f"{name}: {problem}")
+    why = "no OpenGL here (" + ("; ".join(failures) or "MUJOCO_GL turns it off") + ")"
+    if wish == "gl":
+        raise UserError(f"ISAACRL_RENDERER=gl: {why}. Install Mesa (Debian: apt install libegl1 libgl1), or unset it.")
+    return "warp", f"mujoco-warp's own renderer: {why}"
+
+
+def write_video(frames: Iterable[np.ndarray], path: str | Path, fps: float) -> int:
+    """Write frames, uint8 [H, W, 3], as an H.264 mp4 that browsers play; returns their number. Odd edges are cropped.
+
+    Raises:
+        UserError: ffmpeg is missing or fails.
+    """
+    import imageio_ffmpeg
+
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError("write_video: no frames")
+    height, width = first.shape[0] // 2 * 2, first.shape[1] // 2 * 2
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.part.mp4")
+    try:
+        sink = imageio_ffmpeg.write_frames(
+            str(part), (width, height), fps=fps, codec="libx264", quality=None, macro_block_size=2,
+            output_params=["-crf", "20", "-preset", "veryfast", "-movflags", "+faststart"])
+        sink.send(None)
+        count = 0
+        for frame in itertools.chain([first], frames):
+            sink.send(np.ascontiguousarray(frame[:height, :width]))
+            count += 1
+        sink.close()
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: the video could not be written: {_one_line(error)}. "
+                        "`isaacrl doctor` says what ffmpeg it found.") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return count
+
+
+def write_png(frame: np.ndarray, path: str | Path) -> None:
+    """Write one frame, uint8 [H, W, 3], as a PNG."""
+    height, width, _ = frame.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), frame.reshape(height, width * 3)], axis=1)  # 0: no filter
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits a channel, RGB
+    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+                           + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b""))
+
+
+# --- which OpenGL ---
+
+def _candidates() -> list[str]:
+    """OpenGL backends worth trying, best first. MUJOCO_GL, MuJoCo's own switch, comes before our order."""
+    wish = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if wish in ("disable", "disabled", "off", "false", "0"):
+        return []
+    if sys.platform == "darwin":
+        order = ["cgl", "glfw"]
+    elif sys.platform == "win32":
+        order = ["glfw"]
+    else:
+        display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        order = ["egl", "osmesa"] + (["glfw"] if display else [])
+    wish = "glfw" if wish in ("glx", "wgl") else wish
+    return [wish, *(name for name in order if name != wish)] if wish in ("egl", "osmesa", "glfw", "cgl") else order
+
+
+@cache
+def gl_problem(name: str) -> str | None:
+    """None when OpenGL backend `name` draws a picture here, else what went wrong, in one line."""
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"MUJOCO_GL": "off", "PYTHONPATH": path}  # off: importing mujoco loads no OpenGL itself
+    code = f"from isaacrl.render import _draw_something; _draw_something({name!r})"
+    try:
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        return _one_line(error)
+    if run.returncode == 0:
+        return None
+    lines = [line for line in run.stderr.splitlines() if line.strip()]
+    return lines[-1].strip()[:120] if lines else f"the probe ended with code {run.returncode}"
+
+
+def _draw_something(name: str) -> None:
+    """Draw a white sphere through backend `name`; raise unless it shows."""
+    import mujoco
+
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><geom size='.1' rgba='1 1 1 1'/></worldbody></mujoco>")
+    frame = next(_gl_frames(name, model, _poses(model, np.zeros((1, 1, 0)), None), _view(model, {}), [(0, 0, 32, 32)],
+                            32, 32))
+    if frame.max() == 0:
+        raise RuntimeError("it draws nothing")
+
+
+# --- what is shared by both renderers ---
+
+def _view(model: Any, camera: dict[str, Any]) -> Any:
+    """The `mujoco.MjvCamera` that the keys of `camera` describe."""
+    import mujoco
+
+    view = mujoco.MjvCamera()
+    mujoco.mjv_defaultFreeCamera(model, view)
+    for key, value in camera.items():
+        if key not in CAMERA_KEYS:
+            raise UserError(f"task.camera.{key}: unknown key. A camera has {', '.join(CAMERA_KEYS)}.")
+        try:
+            setattr(view, key, np.asarray(value, np.float64) if key == "lookat" else float(value))
+        except (TypeError, ValueError) as error:
+            expected = "three numbers [m]" if key == "lookat" else "a number"
+            raise UserError(f"task.camera.{key}={value}: expected {expected}.") from error
+    return view
+
+
+def _tiles(num: int, width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """One rectangle (left, top, width, height) a world, in rows, as square a grid as it gets."""
+    columns = math.ceil(math.sqrt(num))
+    rows = math.ceil(num / columns)
+    w, h = (width - GAP * (columns - 1)) // columns, (height - GAP * (rows - 1)) // rows
+    if w < 1 or h < 1:
+        raise ValueError(f"{num} worlds do not fit a picture of {width}x{height} pixels")
+    return [((w + GAP) * (i % columns), (h + GAP) * (i // columns), w, h) for i in range(num)]
+
+
+def _poses(model: Any, qpos: np.ndarray, mocap: tuple[Any, Any] | None) -> Iterator[Iterator[Any]]:
+    """For each step an iterator over its worlds: one and the same MjData, with the kinematics of that world."""
+    import mujoco
+
+    data = mujoco.MjData(model)
+
+    def world(t: int, e: int) -> Any:
+        data.qpos[:] = qpos[t, e] if np.isfinite(qpos[t, e]).all() else model.qpos0
+        if mocap is not None:
+            data.mocap_pos[:], data.mocap_quat[:] = np.asarray(mocap[0][t][e]), np.asarray(mocap[1][t][e])
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_comPos(model, data)
+        mujoco.mj_camlight(model, data)
+        mujoco.mj_flex(model, data)
+        mujoco.mj_tendon(model, data)
+        return data
+
+    return ((world(t, e) for e in range(qpos.shape[1])) for t in range(len(qpos)))
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
+# --- OpenGL ---
+
+def _gl_frames(name: str, model: Any, poses: Iterable[Iterable[Any]], view: Any,
+               tiles: list[tuple[int, int, int, int]], width: int, height: int) -> Iterator[np.ndarray]:
+    """Every world into its own viewport of one off-screen buffer, read back once a picture."""
+    import mujoco
+
+    # The backend's module, not mujoco.GLContext: that one was chosen when mujoco was first imported.
+    gl = importlib.import_module(f"mujoco.{name}").GLContext(width, height)
+    gl.make_current()
+    context = None
+    try:
+        model = copy.copy(model)
+        # Halving a picture twice as large smooths shadows too, and costs less than multisampling without a GPU.
+        model.vis.global_.offwidth, model.vis.global_.offheight = 2 * width, 2 * height
+        model.vis.quality.offsamples = 0
+        context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
+        scene, option = mujoco.MjvScene(model, maxgeom=max(2000, 2 * model.ngeom)), mujoco.MjvOption()
+        pixels = np.empty((2 * height, 2 * width, 3), np.uint8)
+        whole = mujoco.MjrRect(0, 0, 2 * width, 2 * height)
+        for worlds in poses:
+            gl.make_current()
+            mujoco.mjr_rectangle(whole, GAP_COLOR, GAP_COLOR, GAP_COLOR, 1)
+            for data, (left, top, w, h) in zip(worlds, tiles, strict=True):
+                mujoco.mjv_updateScene(model, data, option, None, view, mujoco.mjtCatBit.mjCAT_ALL.value, scene)
+                viewport = (2 * x for x in (left, height - top - h, w, h))  # OpenGL counts rows from below
+                mujoco.mjr_render(mujoco.MjrRect(*viewport), scene, context)
+            mujoco.mjr_readPixels(pixels, None, whole, context)
+            yield _halve(pixels)[::-1]
+    finally:
+        if context is not None:
+            gl.make_current()
+            context.free()
+        gl.free()
+
+
+def _halve(pixels: np.ndarray) -> np.ndarray:
+    """[2 H, 2 W, 3] to [H, W, 3]: the mean of every 2 x 2 pixels."""
+    rows = pixels[0::2].astype(np.uint16)
+    rows += pixels[1::2]
+    mean = rows[:, 0::2] + rows[:, 1::2]
+    mean += 2
+    mean >>= 2
+    return mean.astype(np.uint8)
+
+
+# --- mujoco-warp ---
+
+def _warp_frames(model: Any, poses: Iterable[Iterable[Any]], view: Any, tiles: list[tuple[int, int, int, int]],
+                 width: int, height: int) -> Iterator[np.ndarray]:
+    """All worlds of a picture in one launch, on the GPU if Warp has one, else on the CPU."""
+    if model.ncam == 0:
+        raise UserError("The model has no camera, and without OpenGL a picture needs one. Add <camera/> to its worldbody.")
+    import mujoco
+    import warp as wp
+
+    wp.config.quiet = True
+    import mujoco_warp as mjw
+
+    num, (_, _, w, h) = len(tiles), tiles[0]
+    model = copy.copy(model)
+    model.cam_fovy[0], model.cam_projection[0] = model.vis.global_.fovy, mujoco.mjtProjection.mjPROJ_PERSPECTIVE
+    model.cam_sensorsize[0] = 0  # 0: the field of view counts, not a sensor's size
+    m, d = mjw.put_model(model), mjw.make_data(model, nworld=num)
+    context = mjw.create_render_context(
+        model, num, cam_res=(w, h), cam_active=[0], render_rgb=True, render_depth=False, render_seg=False,
+        use_shadows=True, render_skybox=True, samples_per_pixel=2 if wp.get_device().is_cuda else 1, background_color=(0.8, 0.85, 0.9, 1.0))
+    position, orientation = _camera_pose(view)
+    rgb = wp.zeros((num, h, w), dtype=wp.vec3)
+    picture = np.full((height, width, 3), round(255 * GAP_COLOR), np.uint8)
+    for worlds in poses:
+        pose = [(x.geom_xpos.copy(), x.geom_xmat.copy(), x.light_xpos.copy(), x.light_xdir.copy(), x.flexvert_xpos.copy())
+                for x in worlds]
+        geom_xpos, geom_xmat, light_xpos, light_xdir, flexvert_xpos = (np.stack(part) for part in zip(*pose, strict=True))
+        cam_xpos, cam_xmat = np.zeros((num, model.ncam, 3)), np.zeros((num, model.ncam, 3, 3))
+        cam_xpos[:, 0], cam_xmat[:, 0] = position, orientation
+        for array, value in ((d.geom_xpos, geom_xpos), (d.geom_xmat, geom_xmat.reshape(num, -1, 3, 3)),
+                             (d.light_xpos, light_xpos), (d.light_xdir, light_xdir), (d.flexvert_xpos, flexvert_xpos),
+                             (d.cam_xpos, cam_xpos), (d.cam_xmat, cam_xmat)):
+            if value.size:
+                array.assign(value.astype(np.float32))
+        mjw.refit_bvh(m, d, context)
+        mjw.render(m, d, context)
+        mjw.get_rgb(context, 0, rgb)
+        images = np.rint(rgb.numpy() * 255).clip(0, 255).astype(np.uint8)
+        for image, (left, top, _, _) in zip(images, tiles, strict=True):
+            picture[top:top + h, left:left + w] = image
+        yield picture.copy()
+
+
+def _camera_pose(view: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Position [3] and orientation [3, 3] (columns: right, up, backward) of a free camera."""
+    azimuth, elevation = math.radians(view.azimuth), math.radians(view.elevation)
+    forward = np.array([math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth),
+                        math.sin(elevation)])
+    right = np.array([math.sin(azimuth), -math.cos(azimuth), 0.0])
+    return view.lookat - view.distance * forward, np.stack([right, np.cross(right, forward), -forward], axis=1)
