@@ -1,0 +1,30 @@
+"""What every benchmark states with its figures, and where it writes them."""
+
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and versions."""
+    import torch
+
+    cpu = next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    packages = ("torch", "mujoco", "mujoco-warp", "warp-lang", "hydra-core")
+    return {"date": time.strftime("%Y-%m-%d"), "cpu": cpu, "cores": os.cpu_count(), "gpu": gpu,
+            "python": platform.python_version()} | {p: version(p) for p in packages}
+
+
+def write(name: str, result: dict[str, Any]) -> None:
+    """results/<name>.json, and the same on the terminal."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"machine": machine(), **result}, indent=2)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text)
