@@ -6,3 +6,11 @@ class UserError(Exception):
 
     The command line prints ``error: <message>`` without a traceback and exits with code 2.
     """
+
+
+class KeyedError(UserError):
+    """A mistake at one configuration key, so that the file that set it can be named as well."""
+
+    def __init__(self, key: str, message: str):
+        super().__init__(f"{key}: {message}")
+        self.key = key
