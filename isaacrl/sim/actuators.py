@@ -1,0 +1,142 @@
+"""Actuators: from a robot's configuration to MuJoCo's actuators, and the law that runs at every physics step."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from isaacrl.errors import UserError
+from isaacrl.sim.engine import DIRECT, PD, Actuation
+from isaacrl.sim.names import match
+
+# Keys that each law takes besides `joints` and `law`; `delay` is in physics steps.
+COMMON = {"effort_limit", "armature", "delay"}
+LAWS = {
+    "effort": COMMON,
+    "position": COMMON | {"kp", "kd"},
+    "velocity": COMMON | {"kd"},
+    "pd": COMMON | {"kp", "kd", "saturation_effort", "velocity_limit"},
+}
+
+
+def add_actuators(spec: mujoco.MjSpec, groups: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Add one actuator a joint, in the model's joint order, named as the joint; the settings by joint name.
+
+    effort: a motor. position: MuJoCo's position servo, kp (target - q) - kd qd, implicit in the integrator. velocity:
+    kd (target - qd), implicit too. pd: a motor whose torque `apply` computes at every physics step.
+
+    Raises: UserError for unknown laws, keys, joints, or a joint in two groups.
+    """
+    joints = [j for j in spec.joints if j.type in (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)]
+    names = [j.name for j in joints]
+    chosen: dict[str, dict[str, Any]] = {}
+    for group, node in groups.items():
+        key = f"asset.actuators.{group}"
+        law = node.get("law", "effort")
+        if law not in LAWS:
+            raise UserError(f"{key}.law: unknown law '{law}'; one of {', '.join(LAWS)}")
+        if unknown := sorted(set(node) - LAWS[law] - {"joints", "law"}):
+            raise UserError(f"{key}: law '{law}' does not take {unknown}; it takes {sorted(LAWS[law])}")
+        if missing := sorted({"position": {"kp"}, "pd": {"kp"}, "velocity": {"kd"}}.get(law, set()) - set(node)):
+            raise UserError(f"{key}: law '{law}' needs {missing}")
+        if bad := sorted(k for k in set(node) - {"joints", "law"} if not float(node[k]) >= 0.0):
+            raise UserError(f"{key}.{bad[0]}: got {node[bad[0]]}; must be >= 0")
+        patterns = node.get("joints", [".*"])
+        for i in match([patterns] if isinstance(patterns, str) else patterns, names, f"{key}.joints"):
+            if names[i] in chosen:
+                raise UserError(f"{key}: joint '{names[i]}' is already actuated by '{chosen[names[i]]['group']}'")
+            chosen[names[i]] = {"group": group, "law": law} | {k: float(v) for k, v in node.items() if k not in ("joints", "law")}
+    for joint in joints:
+        if joint.name in chosen:
+            _add(spec, joint, chosen[joint.name])
+    return chosen
+
+
+def _add(spec: mujoco.MjSpec, joint: mujoco.MjsJoint, node: dict[str, Any]) -> None:
+    a = spec.add_actuator(name=joint.name, target=joint.name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+    limit, law = node.get("effort_limit", np.inf), node["law"]
+    kp, kd = node.get("kp", 0.0), node.get("kd", 0.0)
+    if law == "position":
+        a.set_to_position(kp=kp, kv=kd)
+    elif law == "velocity":
+        a.set_to_velocity(kv=kd)
+    else:
+        a.set_to_motor()
+        if np.isfinite(limit):
+            a.ctrllimited, a.ctrlrange = 1, [-limit, limit]
+    if np.isfinite(limit):
+        a.forcelimited, a.forcerange = 1, [-limit, limit]
+    if "armature" in node:
+        joint.armature = node["armature"]
+
+
+def actuation_of(model: mujoco.MjModel, chosen: Mapping[str, Mapping[str, Any]]) -> Actuation:
+    """The law of each of the compiled model's actuators; those that a model brings itself are direct."""
+    law = Actuation.direct(model.nu)
+    for i in range(model.nu):
+        node = chosen.get(model.actuator(i).name)
+        if node is None:
+            continue
+        law.delay[i] = int(node.get("delay", 0))
+        law.effort_limit[i] = node.get("effort_limit", np.inf)
+        if node["law"] == "pd":
+            joint = model.actuator_trnid[i, 0]
+            law.law[i], law.kp[i], law.kd[i] = PD, node["kp"], node.get("kd", 0.0)
+            law.saturation_effort[i] = node.get("saturation_effort", np.inf)
+            law.velocity_limit[i] = node.get("velocity_limit", np.inf)
+            law.qpos_adr[i], law.qvel_adr[i] = model.jnt_qposadr[joint], model.jnt_dofadr[joint]
+    law.validate(model.nu)
+    return law
+
+
+class Law:
+    """The actuation law on a device: `control` once a physics step. E worlds, nu actuators.
+
+    `line` [depth, E, nu] holds the targets of the last physics steps, newest first, where any actuator has a delay.
+    """
+
+    def __init__(self, actuation: Actuation, num_envs: int, device: str, dtype: torch.dtype):
+        def tensor(x: np.ndarray, kind: torch.dtype = dtype) -> Tensor:
+            return torch.as_tensor(x, dtype=kind, device=device)
+
+        a = actuation
+        self.kp, self.kd, self.effort_limit = tensor(a.kp), tensor(a.kd), tensor(a.effort_limit)
+        self.stall = tensor(a.saturation_effort)
+        # The line tau = stall (+-1 - qd / no-load speed); no line where either is unlimited.
+        lined = np.isfinite(a.saturation_effort) & np.isfinite(a.velocity_limit)
+        self.slope = tensor(np.where(lined, a.saturation_effort / np.where(lined, a.velocity_limit, 1.0), 0.0))
+        self.pd = tensor(a.law == PD, torch.bool)
+        self.any_pd, self.any_line = bool((a.law == PD).any()), bool(lined.any())
+        self.qpos_adr, self.qvel_adr = tensor(a.qpos_adr, torch.long), tensor(a.qvel_adr, torch.long)
+        self.delay = tensor(a.delay, torch.long)
+        depth = int(a.delay.max(initial=0)) + 1
+        self.line = torch.zeros(depth, num_envs, len(a.law), dtype=dtype, device=device) if depth > 1 else None
+        self.fresh = torch.ones(num_envs, dtype=torch.bool, device=device)  # no target since the reset
+        self.is_direct = actuation.is_direct
+
+    def reset(self, mask: Tensor) -> None:
+        """The first target after a reset fills the delay line."""
+        self.fresh |= mask
+
+    def control(self, target: Tensor, qpos: Tensor, qvel: Tensor) -> Tensor:
+        """Controls [E, nu] of this physics step from targets [E, nu] and the state at its start."""
+        if self.line is not None:
+            self.line.copy_(torch.cat((target[None], self.line[:-1])))
+            self.line.copy_(torch.where(self.fresh[None, :, None], target[None], self.line))
+            self.fresh.zero_()
+            target = self.line.gather(0, self.delay.expand_as(target)[None])[0]
+        if not self.any_pd:
+            return target
+        q, qd = qpos[:, self.qpos_adr], qvel[:, self.qvel_adr]
+        torque = self.kp * (target - q) - self.kd * qd
+        low, high = -self.effort_limit, self.effort_limit
+        if self.any_line:
+            droop = self.slope * qd
+            # Braking torque is bounded by the stall torque as well.
+            low = torch.maximum(low, torch.minimum(-self.stall - droop, torch.zeros_like(qd)))
+            high = torch.minimum(high, torch.maximum(self.stall - droop, torch.zeros_like(qd)))
+        torque = torch.minimum(torch.maximum(torque, low), high)
+        return torch.where(self.pd, torque, target)

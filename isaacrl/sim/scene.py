@@ -1,0 +1,76 @@
+"""The scene: one robot on its ground, as a MuJoCo model."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mujoco
+from omegaconf import DictConfig, OmegaConf
+
+from isaacrl.errors import UserError
+from isaacrl.sim.actuators import actuation_of, add_actuators
+from isaacrl.sim.engine import Actuation
+
+BUNDLED = Path(__file__).parent.parent / "assets"
+
+
+@dataclass
+class Scene:
+    """What an engine steps."""
+
+    spec: mujoco.MjSpec
+    model: mujoco.MjModel
+    actuation: Actuation
+
+
+def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpec], None] | None = None) -> Scene:
+    """The robot of `asset` with its actuators, on a ground, at the time step of `task`; edit changes the spec last.
+
+    Raises: UserError for a missing or malformed model.
+    """
+    spec = load(asset.path)
+    spec.option.timestep = task.physics_dt
+    add_surroundings(spec)
+    chosen = add_actuators(spec, OmegaConf.to_container(asset.actuators, resolve=True))
+    if edit is not None:
+        edit(spec)
+    try:
+        model = spec.compile()
+    except ValueError as e:
+        raise UserError(f"asset.path: '{asset.path}' does not compile: {_one_line(e)}") from None
+    return Scene(spec, model, actuation_of(model, chosen))
+
+
+def load(path: str) -> mujoco.MjSpec:
+    """A spec from an MJCF or URDF file: absolute, relative to the working directory, or bundled with isaacrl."""
+    file = next((p for p in (Path(path), BUNDLED / path) if p.is_file()), None)
+    if file is None:
+        raise UserError(f"asset.path: no file '{path}' in {os.getcwd()} or among the bundled models "
+                        f"({', '.join(sorted(p.name for p in BUNDLED.glob('*.xml')))})")
+    try:
+        return mujoco.MjSpec.from_file(str(file))
+    except ValueError as e:
+        raise UserError(f"asset.path: cannot read '{path}': {_one_line(e)}") from None
+
+
+def _one_line(e: Exception) -> str:
+    return re.sub(r"\s+", " ", str(e)).strip()
+
+
+def add_surroundings(spec: mujoco.MjSpec) -> None:
+    """A ground, a light and a sky where the model has none of its own."""
+    world = spec.worldbody
+    if not any(t.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX for t in spec.textures):
+        spec.add_texture(name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+                         rgb1=[0.93, 0.95, 0.98], rgb2=[0.62, 0.71, 0.82], width=256, height=256)
+    if not any(g.type == mujoco.mjtGeom.mjGEOM_PLANE for g in world.geoms):
+        spec.add_texture(name="ground", type=mujoco.mjtTexture.mjTEXTURE_2D, builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
+                         rgb1=[0.80, 0.83, 0.86], rgb2=[0.74, 0.77, 0.81], width=300, height=300)
+        material = spec.add_material(name="ground", texrepeat=[1, 1], texuniform=True, reflectance=0.05)
+        material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "ground"
+        world.add_geom(name="ground", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 0.05], material="ground")
+    if not spec.lights:
+        world.add_light(name="sun", pos=[0, 0, 6], dir=[0.3, 0.25, -1], type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
+                        diffuse=[0.7, 0.7, 0.68], castshadow=True)
