@@ -7,7 +7,7 @@ VENV ?= .venv
 TORCH_INDEX ?=
 ARGS ?=
 
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 RUNTIME := $(VENV)/.runtime-is-installed
 DEV := $(VENV)/.dev-is-installed
@@ -37,7 +37,7 @@ check: $(DEV)  ## lint and check types
 	@$(VENV)/bin/pyright
 
 wheel: $(DEV)  ## build the wheel into dist/
-	@$(VENV)/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@$(VENV)/bin/python -m pip --disable-pip-version-check wheel -qq --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/*.whl
 
 bench: $(DEV)  ## run the benchmarks of benchmarks/

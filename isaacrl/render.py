@@ -59,7 +59,7 @@ def render_frames(model: Any, qpos: Any, *, camera: dict[str, Any] | None = None
 def backend(renderer: str | None = None) -> tuple[str, str]:
     """What draws on this machine, and why: (egl, osmesa, glfw, cgl or warp; one line).
 
-    A backend counts only after it has drawn a picture in a process of its own, so a broken driver cannot crash this one.
+    A backend counts only after it has drawn a picture in a process of its own: a broken driver cannot crash this one.
     """
     wish = renderer or os.environ.get("ISAACRL_RENDERER", "")
     if wish not in ("", "gl", "warp"):
@@ -278,11 +278,11 @@ def _warp_frames(model: Any, poses: Iterable[Iterable[Any]], view: Any, tiles: l
                  width: int, height: int) -> Iterator[np.ndarray]:
     """All worlds of a picture in one launch, on the GPU if Warp has one, else on the CPU."""
     if model.ncam == 0:
-        raise UserError("The model has no camera, and without OpenGL a picture needs one. Add <camera/> to its worldbody.")
+        raise UserError("The model has no camera; without OpenGL a picture needs one: add <camera/> to its worldbody.")
     import mujoco
     import warp as wp
 
-    wp.config.quiet = True
+    wp.config.log_level = wp.LOG_WARNING
     import mujoco_warp as mjw
 
     num, (_, _, w, h) = len(tiles), tiles[0]
@@ -292,21 +292,21 @@ def _warp_frames(model: Any, poses: Iterable[Iterable[Any]], view: Any, tiles: l
     m, d = mjw.put_model(model), mjw.make_data(model, nworld=num)
     context = mjw.create_render_context(
         model, num, cam_res=(w, h), cam_active=[0], render_rgb=True, render_depth=False, render_seg=False,
-        use_shadows=True, render_skybox=True, samples_per_pixel=2 if wp.get_device().is_cuda else 1, background_color=(0.8, 0.85, 0.9, 1.0))
-    position, orientation = _camera_pose(view)
+        use_shadows=True, render_skybox=True, background_color=(0.8, 0.85, 0.9, 1.0),
+        samples_per_pixel=2 if wp.get_device().is_cuda else 1)
+    drawn = ("geom_xpos", "geom_xmat", "light_xpos", "light_xdir", "flexvert_xpos")
+    cam_xpos, cam_xmat = np.zeros((num, model.ncam, 3)), np.zeros((num, model.ncam, 3, 3))
+    cam_xpos[:, 0], cam_xmat[:, 0] = _camera_pose(view)
     rgb = wp.zeros((num, h, w), dtype=wp.vec3)
     picture = np.full((height, width, 3), round(255 * GAP_COLOR), np.uint8)
     for worlds in poses:
-        pose = [(x.geom_xpos.copy(), x.geom_xmat.copy(), x.light_xpos.copy(), x.light_xdir.copy(), x.flexvert_xpos.copy())
-                for x in worlds]
-        geom_xpos, geom_xmat, light_xpos, light_xdir, flexvert_xpos = (np.stack(part) for part in zip(*pose, strict=True))
-        cam_xpos, cam_xmat = np.zeros((num, model.ncam, 3)), np.zeros((num, model.ncam, 3, 3))
-        cam_xpos[:, 0], cam_xmat[:, 0] = position, orientation
-        for array, value in ((d.geom_xpos, geom_xpos), (d.geom_xmat, geom_xmat.reshape(num, -1, 3, 3)),
-                             (d.light_xpos, light_xpos), (d.light_xdir, light_xdir), (d.flexvert_xpos, flexvert_xpos),
-                             (d.cam_xpos, cam_xpos), (d.cam_xmat, cam_xmat)):
-            if value.size:
-                array.assign(value.astype(np.float32))
+        pose = [[getattr(data, field).copy() for field in drawn] for data in worlds]
+        for field, values in zip(drawn, zip(*pose, strict=True), strict=True):
+            array = getattr(d, field)
+            if array.size:
+                array.assign(np.stack(values).reshape(array.numpy().shape))
+        d.cam_xpos.assign(cam_xpos)
+        d.cam_xmat.assign(cam_xmat)
         mjw.refit_bvh(m, d, context)
         mjw.render(m, d, context)
         mjw.get_rgb(context, 0, rgb)
