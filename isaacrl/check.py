@@ -97,12 +97,24 @@ def describe(f: dataclasses.Field) -> str:
         elif typing.get_origin(kind) is dict:
             words.append("a section of names")
         elif typing.get_origin(kind) is list:
-            words.append({int: "a list of integers", float: "a list of numbers"}.get(typing.get_args(kind)[0], "a list"))
+            words.append(
+                {int: "a list of integers", float: "a list of numbers"}.get(typing.get_args(kind)[0], "a list")
+            )
         else:
-            words.append({int: "an integer", float: "a number", bool: "true or false", str: "a text",
-                          types.NoneType: "null"}.get(kind, "a value"))
-    bounds = [f"{sign} {_plain(rules[k])}" for k, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
-              if rules.get(k) is not None]
+            words.append(
+                {
+                    int: "an integer",
+                    float: "a number",
+                    bool: "true or false",
+                    str: "a text",
+                    types.NoneType: "null",
+                }.get(kind, "a value")
+            )
+    bounds = [
+        f"{sign} {_plain(rules[k])}"
+        for k, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+        if rules.get(k) is not None
+    ]
     return " or ".join(words) + (" " + " and ".join(bounds) if bounds else "")
 
 
@@ -112,7 +124,11 @@ def _plain(x: float) -> str:
 
 def bad_value(key: str, value: Any, f: dataclasses.Field) -> KeyedError:
     """The error for a value that a field does not take."""
-    hint = did_you_mean(value, map(str, f.metadata["choices"])) if f.metadata.get("choices") and isinstance(value, str) else ""
+    hint = (
+        did_you_mean(value, map(str, f.metadata["choices"]))
+        if f.metadata.get("choices") and isinstance(value, str)
+        else ""
+    )
     meaning = f.metadata.get("help", "")
     return KeyedError(key, f"{shown(value)} is not {describe(f)}" + (hint or (f" ({meaning})" if meaning else "")))
 
@@ -131,7 +147,9 @@ def unknown_key(key: str, algo: str = "ppo", root: type = Config) -> KeyedError:
             return KeyedError(one_line(key), f"unknown key; {done} is {describe(f)} and has no keys of its own")
         cls = section
     else:
-        return KeyedError(one_line(key), f"is a section; set one of its keys: {listing(f.name for f in dataclasses.fields(cls))}")
+        return KeyedError(
+            one_line(key), f"is a section; set one of its keys: {listing(f.name for f in dataclasses.fields(cls))}"
+        )
     known = [k for k, _ in all_keys(algo)] if root is Config else []
     same = [k for k in known if k.rpartition(".")[2] == parts[-1]]  # the right name in another section
     prefix = f"{done}." if done else ""
@@ -213,7 +231,9 @@ def check_values(data: Any) -> None:
     """What is refused wherever it stands."""
     for key, value in walk(data):
         if key.rpartition(".")[2] in ("_target_", "_partial_", "_args_"):
-            raise KeyedError(one_line(key), "is not supported: a configuration never constructs objects; name a function with fn:")
+            raise KeyedError(
+                one_line(key), "is not supported: a configuration never constructs objects; name a function with fn:"
+            )
         if isinstance(value, float) and not math.isfinite(value):
             raise KeyedError(one_line(key), f"{value} is not a finite number")
         if isinstance(value, str) and "${" in value:
@@ -235,7 +255,9 @@ def shown(value: Any) -> str:
 def _check_names(data: Any) -> None:
     for group in ("task", "asset"):
         if not NAME.fullmatch(data[group]["name"]):
-            raise KeyedError(f"{group}.name", f"{shown(data[group]['name'])} is no name: letters, digits, '_', '-' and '.'")
+            raise KeyedError(
+                f"{group}.name", f"{shown(data[group]['name'])} is no name: letters, digits, '_', '-' and '.'"
+            )
 
 
 def _check_device(device: str) -> None:
@@ -247,10 +269,19 @@ def _check_device(device: str) -> None:
 def _check_camera(camera: dict) -> None:
     for name, value in camera.items():
         if name not in CAMERA:
-            raise KeyedError(f"task.camera.{name}", f"unknown key; a camera has: {listing(CAMERA)}{did_you_mean(str(name), CAMERA)}")
+            raise KeyedError(
+                f"task.camera.{name}", f"unknown key; a camera has: {listing(CAMERA)}{did_you_mean(str(name), CAMERA)}"
+            )
         parts = value if name == "lookat" else [value]
-        if not isinstance(parts, list) or len(parts) != (3 if name == "lookat" else 1) or not all(_is_a(v, float) for v in parts):
-            raise KeyedError(f"task.camera.{name}", f"{shown(value)} is not {'three numbers [m]' if name == 'lookat' else 'a number'}")
+        if (
+            not isinstance(parts, list)
+            or len(parts) != (3 if name == "lookat" else 1)
+            or not all(_is_a(v, float) for v in parts)
+        ):
+            raise KeyedError(
+                f"task.camera.{name}",
+                f"{shown(value)} is not {'three numbers [m]' if name == 'lookat' else 'a number'}",
+            )
 
 
 def _check_solved(task: dict) -> None:
@@ -258,7 +289,10 @@ def _check_solved(task: dict) -> None:
         return
     metric, known = task["solved"]["metric"], ["return", "episode_length", *task["metrics"]]
     if metric not in known:
-        raise KeyedError("task.solved.metric", f"{shown(metric)} is not measured; there is: {listing(known)}{did_you_mean(metric, known)}")
+        raise KeyedError(
+            "task.solved.metric",
+            f"{shown(metric)} is not measured; there is: {listing(known)}{did_you_mean(metric, known)}",
+        )
 
 
 def _check_ppo(data: Any) -> None:
@@ -271,13 +305,19 @@ def _check_ppo(data: Any) -> None:
     total = envs * steps
     if total % n:
         valid = nearest_divisors(total, n)
-        raise KeyedError("algo.minibatches", f"{n} does not divide num_envs * algo.num_steps = {envs} * {steps} = {total}; "
-                         f"the nearest that do: {' and '.join(map(str, valid))}")
+        raise KeyedError(
+            "algo.minibatches",
+            f"{n} does not divide num_envs * algo.num_steps = {envs} * {steps} = {total}; "
+            f"the nearest that do: {' and '.join(map(str, valid))}",
+        )
 
 
 def nearest_divisors(total: int, n: int) -> list[int]:
     """The largest divisor of total below n and the smallest above."""
     small = [d for d in range(1, math.isqrt(total) + 1) if total % d == 0]
     divisors = sorted({*small, *(total // d for d in small)})
-    return [d for d in (max((d for d in divisors if d < n), default=None), min((d for d in divisors if d > n), default=None))
-            if d is not None]
+    return [
+        d
+        for d in (max((d for d in divisors if d < n), default=None), min((d for d in divisors if d > n), default=None))
+        if d is not None
+    ]

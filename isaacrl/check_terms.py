@@ -8,8 +8,15 @@ from isaacrl.schema import TERM_FAMILIES
 from isaacrl.signatures import Signature
 from isaacrl.suggest import did_you_mean, listing, one_line
 
-SINGULAR = {"actions": "action", "observations": "observation", "rewards": "reward", "terminations": "termination",
-            "commands": "command", "events": "event", "metrics": "metric"}
+SINGULAR = {
+    "actions": "action",
+    "observations": "observation",
+    "rewards": "reward",
+    "terminations": "termination",
+    "commands": "command",
+    "events": "event",
+    "metrics": "metric",
+}
 WHEN = ("reset", "startup", "interval")
 
 
@@ -31,11 +38,16 @@ SETTINGS = {
     "weight": (_number, "a number (per second)"),
     "time_out": (lambda x: isinstance(x, bool), "true or false"),
     "when": (lambda x: x in WHEN, "one of " + ", ".join(WHEN)),
-    "interval_s": (lambda x: _numbers(x) and len(x) == 2 and 0 < x[0] <= x[1], "[low, high] in seconds, 0 < low <= high"),
+    "interval_s": (
+        lambda x: _numbers(x) and len(x) == 2 and 0 < x[0] <= x[1],
+        "[low, high] in seconds, 0 < low <= high",
+    ),
     "scale": (lambda x: _number(x) or _numbers(x), "a number, or one for each component"),
     "clip": (lambda x: _number(x) or _numbers(x) and len(x) == 2 and x[0] <= x[1], "a bound or [low, high]"),
-    "noise": (lambda x: _number(x) or isinstance(x, dict) and set(x) <= {"uniform", "gaussian"},
-              "an amplitude, {uniform: a} or {gaussian: std}"),
+    "noise": (
+        lambda x: _number(x) or isinstance(x, dict) and set(x) <= {"uniform", "gaussian"},
+        "an amplitude, {uniform: a} or {gaussian: std}",
+    ),
     "history": (lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 1, "an integer >= 1"),
 }
 OPTIONAL = frozenset({"scale", "clip", "noise", "history", "interval_s"})  # null means: not set
@@ -64,8 +76,10 @@ def check_terms(data: Any) -> None:
         for name, node in task[family].items():
             if family == "observations":
                 if not isinstance(node, dict):
-                    raise KeyedError(f"task.observations.{name}", f"must be a group of terms, such as "
-                                    f"{{joint_pos: {{}}}}, not {one_line(node, 60)}")
+                    raise KeyedError(
+                        f"task.observations.{name}",
+                        f"must be a group of terms, such as {{joint_pos: {{}}}}, not {one_line(node, 60)}",
+                    )
                 for term, inner in node.items():
                     _check_term(family, str(term), inner, f"task.observations.{name}.{term}")
             else:
@@ -75,10 +89,14 @@ def check_terms(data: Any) -> None:
     if task["env"] is None:
         groups = task["observations"]
         if not groups.get("policy"):
-            raise KeyedError("task.observations.policy", f"missing; it is what the policy sees. Groups: {listing(groups)}"
-                            f"{did_you_mean('policy', groups)}")
+            raise KeyedError(
+                "task.observations.policy",
+                f"missing; it is what the policy sees. Groups: {listing(groups)}{did_you_mean('policy', groups)}",
+            )
         if not task["actions"]:
-            raise KeyedError("task.actions", f"empty; give at least one of: {listing(signatures.builtin_terms('actions'))}")
+            raise KeyedError(
+                "task.actions", f"empty; give at least one of: {listing(signatures.builtin_terms('actions'))}"
+            )
 
 
 def _check_env(target: Any) -> None:
@@ -86,7 +104,9 @@ def _check_env(target: Any) -> None:
         raise KeyedError("task.env", f"'{one_line(target, 60)}' does not name a class; write my_pkg.my_task:MyTask")
     found = signatures.user_term(target, "task.env")
     if found is not None and not found.is_class:
-        raise KeyedError("task.env", f"'{one_line(target, 60)}' is a function; it must be a class derived from isaacrl.Task")
+        raise KeyedError(
+            "task.env", f"'{one_line(target, 60)}' is a function; it must be a class derived from isaacrl.Task"
+        )
 
 
 def _check_term(family: str, name: str, node: Any, key: str) -> None:
@@ -94,7 +114,9 @@ def _check_term(family: str, name: str, node: Any, key: str) -> None:
     if node is None:
         node = {}
     if not isinstance(node, dict):
-        raise KeyedError(key, f"must hold the term's parameters, such as {{}} or {{weight: 1.0}}, not {one_line(node, 60)}")
+        raise KeyedError(
+            key, f"must hold the term's parameters, such as {{}} or {{weight: 1.0}}, not {one_line(node, 60)}"
+        )
     settings = TERM_FAMILIES[family]
     for setting in settings & node.keys():
         valid, words = SETTINGS[setting]
@@ -115,8 +137,11 @@ def _find(family: str, name: str, key: str, has_fn: bool) -> Signature | None:
     known = signatures.builtin_terms(family)
     if name not in known:
         where = f"{key}.fn" if has_fn else key
-        raise KeyedError(where, f"no {SINGULAR[family]} term '{one_line(name, 60)}'; built-in: {listing(known)}; "
-                        f"your own: fn: my_pkg.my_module:my_function{did_you_mean(name, known, 2)}")
+        raise KeyedError(
+            where,
+            f"no {SINGULAR[family]} term '{one_line(name, 60)}'; built-in: {listing(known)}; "
+            f"your own: fn: my_pkg.my_module:my_function{did_you_mean(name, known, 2)}",
+        )
     return known[name]
 
 
@@ -128,9 +153,13 @@ def _check_parameters(signature: Signature, given: dict[str, Any], settings: fro
             if signature.any_keyword:
                 continue
             if name in signature.positional[1:]:
-                raise KeyedError(f"{key}.{name}", f"{signature.name}() must take it by keyword: put it after a `*` in its definition")
+                raise KeyedError(
+                    f"{key}.{name}", f"{signature.name}() must take it by keyword: put it after a `*` in its definition"
+                )
             hint = did_you_mean(name, [*known, *settings])
-            raise KeyedError(f"{key}.{one_line(name, 60)}", f"unknown parameter; {takes} (besides {listing(sorted(settings))}){hint}")
+            raise KeyedError(
+                f"{key}.{one_line(name, 60)}", f"unknown parameter; {takes} (besides {listing(sorted(settings))}){hint}"
+            )
         kinds = [k.strip() for k in known[name].annotation.split("|")]
         if all(k in KINDS for k in kinds) and not any(KINDS[k][0](value) for k in kinds):
             words = " or ".join(KINDS[k][1] for k in kinds)

@@ -17,12 +17,12 @@ from typing import Any
 
 import yaml
 from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins import basic_launcher, basic_sweeper  # noqa: F401  (they register themselves)
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.core_plugins.structured_config_source import StructuredConfigSource
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.config_source import ConfigResult
@@ -83,7 +83,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
 
 @functools.lru_cache(maxsize=512)
 def _parse(path: str, modified: int) -> Any:
-    return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -162,7 +162,9 @@ class ConfSource(FileConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         if config_path.startswith("task_algo/"):
             section = OmegaConf.create(self._section(config_path))
-            return ConfigResult(config=section, path=f"conf://{self.path}", provider=self.provider, header={"package": "algo"})
+            return ConfigResult(
+                config=section, path=f"conf://{self.path}", provider=self.provider, header={"package": "algo"}
+            )
         path = Path(self.path, self._normalize_file_name(config_path))
         data = read_yaml(path)
         try:
@@ -173,8 +175,10 @@ class ConfSource(FileConfigSource):
         if group in ("task", "asset"):
             name = data.setdefault("name", path.stem)
             if name != path.stem:
-                raise UserError(f"{path}: name is '{one_line(name, 60)}', but the file is called {path.stem}.yaml; "
-                                "leave name out or rename the file")
+                raise UserError(
+                    f"{path}: name is '{one_line(name, 60)}', but the file is called {path.stem}.yaml; "
+                    "leave name out or rename the file"
+                )
         if group == "task" and isinstance(data.get("defaults"), list):
             data["defaults"] = [_lifted(item) for item in data["defaults"]]
         try:

@@ -6,6 +6,7 @@
 Imports neither torch nor the simulator, so that mistakes are reported at once.
 """
 
+import dataclasses
 import gc
 import os
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from isaacrl import overrides as cli
-from isaacrl.check import check, check_section, check_values, find_field, shown, unknown_key, walk
+from isaacrl.check import check, check_section, check_values, find_field, shown, walk
 from isaacrl.conf_source import GROUPS, conf_dir, find_file, loader, read_yaml, search_dirs
 from isaacrl.errors import KeyedError, UserError
 from isaacrl.schema import ALGORITHMS, Config
@@ -70,7 +71,9 @@ def _compose(hydra: ConfigLoaderImpl, parsed: list[Override], dirs: list[Path], 
     try:
         whole = finish(cfg)
     except KeyedError as e:
-        if not any(f"{e.key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{e.key}.") for k in (o.key_or_group for o in values)):
+        if not any(
+            f"{e.key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{e.key}.") for k in (o.key_or_group for o in values)
+        ):
             origin = _origin(e.key, hydra, defaults.defaults, repo, dirs)
             if origin is not None:
                 raise KeyedError(e.key, f"{str(e).removeprefix(e.key + ': ')} [set in {_shown_path(origin)}]") from None
@@ -123,8 +126,14 @@ def _resolve(cfg: DictConfig) -> None:
             except Exception as e:
                 f, rest = find_field(key)
                 if type(e).__name__ == "ValidationError" and f is not None and not rest:
-                    raise KeyedError(key, f"{shown(value)} does not give a valid value ({one_line(str(e).splitlines()[0], 100)})") from None
-                raise KeyedError(key, f"{shown(value)} cannot be resolved ({one_line(str(e).splitlines()[0], 100)})") from None
+                    raise KeyedError(
+                        key, f"{shown(value)} does not give a valid value ({one_line(str(e).splitlines()[0], 100)})"
+                    ) from None
+                if "Recursive" in str(e):
+                    raise KeyedError(key, f"{shown(value)} refers to itself, directly or in a circle") from None
+                raise KeyedError(
+                    key, f"{shown(value)} cannot be resolved ({one_line(str(e).splitlines()[0], 100)})"
+                ) from None
     raise UserError("the configuration's interpolations cannot be resolved; `--cfg job` shows them")
 
 
@@ -149,7 +158,9 @@ def _composition_error(e: Exception, dirs: list[Path], hydra: ConfigLoaderImpl) 
     return UserError(f"the configuration does not compose: {one_line(reason or type(e).__name__, 160)}{place}")
 
 
-def _origin(key: str, hydra: ConfigLoaderImpl, defaults: Any, repo: CachingConfigRepository, dirs: list[Path]) -> Path | None:
+def _origin(
+    key: str, hydra: ConfigLoaderImpl, defaults: Any, repo: CachingConfigRepository, dirs: list[Path]
+) -> Path | None:
     """The file that set a key last, or that holds the nearest section above it."""
     while key:
         for default in reversed(defaults):
@@ -190,7 +201,9 @@ def dump(cfg: DictConfig) -> str:
     return OmegaConf.to_yaml(cfg, resolve=True)
 
 
-def load_stored(path: str | os.PathLike, overrides: list[str] = (), trust: bool = False, *, training: bool = True) -> DictConfig:
+def load_stored(
+    path: str | os.PathLike, overrides: list[str] = (), trust: bool = False, *, training: bool = True
+) -> DictConfig:
     """A run's config.yaml as data, with overrides on top. training=False leaves out what only training needs.
 
     The file is not trusted: it may not construct objects, interpolate, or (unless trust) name code outside isaacrl.
@@ -218,8 +231,11 @@ def load_stored(path: str | os.PathLike, overrides: list[str] = (), trust: bool 
         if cli.is_hydra(o):
             raise KeyedError(one_line(o.key_or_group), "Hydra's settings do not apply to a stored run")
         if cli.is_group(o):
-            raise KeyedError(one_line(o.key_or_group), f"a stored run keeps its {one_line(o.key_or_group)}; set single keys such as "
-                             f"{o.key_or_group}.KEY=VALUE, or start anew without run=")
+            raise KeyedError(
+                one_line(o.key_or_group),
+                f"a stored run keeps its {one_line(o.key_or_group)}; set single keys such as "
+                f"{o.key_or_group}.KEY=VALUE, or start anew without run=",
+            )
         cli.apply(cfg, o)
     _resolve(cfg)
     check(cfg, training=training)
@@ -239,7 +255,9 @@ def _from_data(data: dict[str, Any], trust: bool) -> DictConfig:
     """Plain untrusted data -> the typed configuration."""
     for key, value in walk(data):
         if isinstance(value, str) and "${" in value:
-            raise KeyedError(one_line(key), f"{shown(value)} is an interpolation: a stored configuration holds only values")
+            raise KeyedError(
+                one_line(key), f"{shown(value)} is an interpolation: a stored configuration holds only values"
+            )
     check_values(data)
     if not trust:
         _refuse_code(data)
@@ -271,20 +289,28 @@ def _refuse_code(data: dict[str, Any]) -> None:
     for key, value in walk(data):
         names_code = key == "task.env" or key.rpartition(".")[2] == "fn"
         if names_code and value is not None and not (key != "task.env" and str(value).isidentifier()):
-            raise KeyedError(one_line(key), f"{shown(value)} names code outside isaacrl; add trust=true if you trust that code")
+            raise KeyedError(
+                one_line(key), f"{shown(value)} names code outside isaacrl; add trust=true if you trust that code"
+            )
 
 
 def read_options(cls: type, texts: list[str]) -> tuple[Any, list[str]]:
     """A verb's own keys and the rest: (an instance of the dataclass cls, the overrides that are for the configuration)."""
-    names = {f.name for f in cls.__dataclass_fields__.values()}
-    parsed = cli.parse(texts)
-    mine = [o for o in parsed if o.key_or_group in names and o.package is None]
-    cli.refuse_sweeps(mine)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
-    for o in mine:
-        if o.is_delete():
-            raise KeyedError(o.key_or_group, "cannot be removed")
-        values[o.key_or_group] = o.value()
+    rest = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        f = fields.get(name.lstrip("+"))
+        if f is None:
+            rest.append(text)
+        elif equals and f.type in (str, str | None):  # names and paths are taken as they stand
+            quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
+            values[f.name] = value[1:-1] if quoted else None if value == "null" and f.type != str else value
+        else:
+            (o,) = cli.parse([text])
+            cli.refuse_sweeps([o])
+            values[f.name] = o.value()
     check_values(values)
     check_section(cls, values, "", "ppo")
-    return cls(**values), [str(o.input_line) for o in parsed if o not in mine]
+    return cls(**values), rest

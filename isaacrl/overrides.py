@@ -14,7 +14,6 @@ from isaacrl.errors import KeyedError, UserError
 from isaacrl.schema import ALGORITHMS
 from isaacrl.suggest import did_you_mean, listing, one_line
 
-
 GRAMMAR = ("token recognition", "viable alternative", "mismatched input", "extraneous input", "missing ")
 
 
@@ -43,8 +42,10 @@ def _parse(parser: OverridesParser, text: str) -> Override:
         raise UserError(f"'{shown}': no value given{hint}")
     if any(words in reason for words in GRAMMAR):
         reason = "it does not parse"
-    raise UserError(f"'{shown}' is not of the form key=value ({reason}); "
-                    "lists are [a,b], and text with special characters is quoted: key=\"'text'\"")
+    raise UserError(
+        f"'{shown}' is not of the form key=value ({reason}); "
+        "lists are [a,b], and text with special characters is quoted: key=\"'text'\""
+    )
 
 
 def is_group(o: Override) -> bool:
@@ -75,8 +76,11 @@ def refuse_sweeps(overrides: list[Override]) -> None:
         if o.is_sweep_override():
             text = one_line(o.input_line, 60).lstrip("+")
             key, _, values = text.partition("=")
-            raise KeyedError(o.key_or_group, f"'{values}' stands for several values; add -m to train one after another "
-                             f"(isaacrl train -m {text}), or write a list as {key}=[{values}]")
+            raise KeyedError(
+                o.key_or_group,
+                f"'{values}' stands for several values; add -m to train one after another "
+                f"(isaacrl train -m {text}), or write a list as {key}=[{values}]",
+            )
 
 
 def check_group(o: Override, loader: ConfigLoaderImpl) -> None:
@@ -121,7 +125,9 @@ def apply(cfg: DictConfig, o: Override) -> None:
     f, rest = check.find_field(key, algo)
     for name in ALGORITHMS:
         if key == f"task.{name}" or key.startswith(f"task.{name}."):
-            raise KeyedError(key, f"holds the task file's settings of {name}; set algo{key.removeprefix(f'task.{name}')} instead")
+            raise KeyedError(
+                key, f"holds the task file's settings of {name}; set algo{key.removeprefix(f'task.{name}')} instead"
+            )
     if f is None or (rest and not check.is_table(f) and not _is_list(cfg, key)):
         raise check.unknown_key(key, algo)
     if o.is_delete():
@@ -140,7 +146,9 @@ def _is_list(cfg: DictConfig, key: str) -> bool:
 def _delete(cfg: DictConfig, o: Override, f: Any, rest: str) -> None:
     key = o.key_or_group
     if not rest or not check.is_table(f):
-        raise KeyedError(key, "cannot be removed; set it to another value (`~` removes entries of tables such as task.rewards)")
+        raise KeyedError(
+            key, "cannot be removed; set it to another value (`~` removes entries of tables such as task.rewards)"
+        )
     try:
         ConfigLoaderImpl._apply_overrides_to_config([o], cfg)
     except Exception:
@@ -169,4 +177,7 @@ def explain(e: BaseException, key: str, value: Any, algo: str) -> KeyedError:
     if not rest or not check.is_table(f):
         found = getattr(cause, "value", None) if str(full) != key else value
         return check.bad_value(str(full), value if found is None else found, f)
-    return KeyedError(one_line(full), f"cannot be set to {check.shown(value)} ({one_line(str(cause).splitlines()[0] if str(cause) else '', 100)})")
+    return KeyedError(
+        one_line(full),
+        f"cannot be set to {check.shown(value)} ({one_line(str(cause).splitlines()[0] if str(cause) else '', 100)})",
+    )

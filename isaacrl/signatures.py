@@ -34,7 +34,7 @@ class Signature:
     name: str
     parameters: tuple[Parameter, ...]
     positional: tuple[str, ...]  # names before the `*`
-    any_keyword: bool            # **kwargs
+    any_keyword: bool  # **kwargs
     is_class: bool
 
     @property
@@ -123,7 +123,9 @@ def user_term(target: str, key: str) -> Signature | None:
 def _assigned(path: Path, name: str) -> bool:
     """Whether a module binds the name in another way: an import or an assignment."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Import | ast.ImportFrom) and any((a.asname or a.name) in (name, "*") for a in node.names):
+        if isinstance(node, ast.Import | ast.ImportFrom) and any(
+            (a.asname or a.name) in (name, "*") for a in node.names
+        ):
             return True
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return True

@@ -15,7 +15,7 @@ LAYERS = [
     {"env"},
     {"algos"},
     {"train", "play", "evaluate", "export", "doctor", "viewer"},
-    {"cli", "__init__", "__main__"},
+    {"cli", "sweep", "completion", "__init__", "__main__"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 BESIDE = -1

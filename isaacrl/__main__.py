@@ -1,0 +1,7 @@
+"""`python -m isaacrl`."""
+
+import sys
+
+from isaacrl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,286 @@
+"""The command line: `isaacrl VERB [key=value ...]`.
+
+Nothing heavy is imported before a command is known to be right. Exit codes: 0; 2 for what the user can mend (one line,
+`error: ...`); 1 for an error of isaacrl or a failed job; 128 + signal number after an interruption (130 for Ctrl-C).
+"""
+
+import os
+import signal
+import sys
+from typing import Any
+
+from isaacrl import usage
+from isaacrl.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    try:
+        return _dispatch(args)
+    except UserError as e:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `isaacrl list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as e:
+        if debug:
+            raise
+        return _internal_error(e)
+
+
+def _internal_error(e: Exception) -> int:
+    import tempfile
+    import traceback
+
+    where = traceback.extract_tb(e.__traceback__)[-1]
+    text = " ".join(str(e).split())[:300]
+    print(f"internal error: {type(e).__name__}: {text} ({where.filename}:{where.lineno})", file=sys.stderr)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="isaacrl_", suffix=".log", delete=False) as file:
+            file.write("".join(traceback.format_exception(e)))
+        print(f"traceback: {file.name} (--debug shows it here)", file=sys.stderr)
+    except OSError:
+        print("--debug shows the traceback", file=sys.stderr)
+    return 1
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(usage.OVERVIEW)
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb == "--version":
+        from isaacrl import __version__
+
+        print(f"isaacrl {__version__}")
+        return 0
+    if verb in ("-sc", "--shell-completion"):  # what the installed completion calls
+        return complete(rest)
+    if verb not in usage.VERBS:
+        raise _unknown_verb(verb, args)
+    if any(a in ("-h", "--help") for a in rest):
+        print(usage.of_verb(verb))
+        return 0
+    if verb == "train":
+        return train(rest)
+    if verb == "help":
+        return show_help(rest)
+    if verb == "list":
+        from isaacrl.listing import show
+
+        return show(rest)
+    if verb == "doctor":
+        if rest:
+            raise UserError(f"doctor: takes no arguments, got '{rest[0]}'")
+        from isaacrl import doctor
+
+        return doctor.main()
+    return use_run(verb, rest)
+
+
+def _unknown_verb(verb: str, args: list[str]) -> UserError:
+    from isaacrl.suggest import did_you_mean, listing, one_line
+
+    shown = one_line(verb, 60)
+    if "=" in verb:
+        return UserError(f"'{shown}' comes before the verb; did you mean isaacrl train {one_line(' '.join(args), 80)}?")
+    return UserError(f"'{shown}' is no verb; there is: {listing(usage.VERBS)}{did_you_mean(verb, usage.VERBS)}")
+
+
+def show_help(args: list[str]) -> int:
+    """`isaacrl help`, `isaacrl help VERB`, `isaacrl help KEY`."""
+    if not args:
+        print(usage.OVERVIEW)
+        return 0
+    topic = args[0]
+    text = usage.of_verb(topic) if topic in usage.VERBS else usage.keys(topic)
+    if not text:
+        from isaacrl.check import unknown_key
+        from isaacrl.suggest import did_you_mean
+
+        if "." not in topic and (hint := did_you_mean(topic, usage.VERBS)):
+            raise UserError(f"'{topic}' is no verb and no configuration key{hint}")
+        raise unknown_key(topic)
+    print(text)
+    return 0
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def train(args: list[str]) -> int:
+    """Train once, sweep, resume, or show the configuration."""
+    flags, texts = _flags(args)
+    if flags.shell_completion:
+        return complete(texts)
+    from isaacrl import config
+    from isaacrl.options import TrainOptions
+
+    options, overrides = config.read_options(TrainOptions, texts)
+    if options.run is not None:
+        return _train_from_run(options, overrides, flags)
+    if options.resume or options.trust:
+        raise UserError(f"{'resume' if options.resume else 'trust'}: needs a run; add run=latest, or run=FOLDER")
+    if flags.info:
+        return _hydra_shows(flags, overrides)
+    if flags.cfg:
+        return show_config(flags, overrides)
+    if flags.multirun:
+        from isaacrl import sweep
+
+        return sweep.run(overrides, flags.config_dir)
+    cfg = config.compose(overrides, flags.config_dir)
+    if mine := [o for o in overrides if o.startswith(("hydra.", "hydra/"))]:
+        raise UserError(f"{mine[0].partition('=')[0]}: Hydra's own settings act on sweeps only; add -m")
+    from isaacrl import train as trainer
+
+    return _exit_code(trainer.train(cfg))
+
+
+def _train_from_run(options: Any, overrides: list[str], flags: Any) -> int:
+    """A new run from a stored configuration, or the same run continued."""
+    for name in ("multirun", "cfg", "info", "config_dir"):
+        if getattr(flags, name):
+            raise UserError(f"run: does not go together with --{name.replace('_', '-')}")
+    from isaacrl import config, runs
+
+    path = runs.find(options.run, _value(overrides, "outputs", "outputs"))
+    cfg = config.load_stored(path / "config.yaml", overrides, options.trust)
+    from isaacrl import train as trainer
+
+    return _exit_code(trainer.resume(path, cfg) if options.resume else trainer.train(cfg))
+
+
+def _value(overrides: list[str], name: str, default: str) -> str:
+    return next((o.partition("=")[2].strip("'\"") for o in reversed(overrides) if o.startswith(f"{name}=")), default)
+
+
+def _exit_code(summary: dict[str, Any]) -> int:
+    interrupted = summary.get("interrupted")
+    return 128 + signal.Signals[interrupted].value if interrupted else 0
+
+
+def _flags(args: list[str]) -> tuple[Any, list[str]]:
+    """Hydra's flags, wherever they stand among the overrides."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> Any:
+            raise UserError(f"{' '.join(message.split())}; `isaacrl train --help` lists the flags")
+
+    parser = Parser(prog="isaacrl train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--run", "-r", action="store_true")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--shell-completion", "-sc", action="store_true")
+    parser.add_argument(
+        "--info",
+        "-i",
+        nargs="?",
+        const="all",
+        choices=("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    )
+    parser.add_argument("overrides", nargs="*")
+    flags = parser.parse_intermixed_args(args)
+    if sum(map(bool, (flags.cfg, flags.multirun, flags.info, flags.shell_completion, flags.run))) > 1:
+        raise UserError("--cfg, --multirun, --run, --info and --shell-completion exclude each other")
+    if (flags.resolve or flags.package) and not flags.cfg:
+        raise UserError("--resolve and --package go with --cfg")
+    return flags, flags.overrides
+
+
+# --- Hydra's flags ---------------------------------------------------------------------------------------------------
+
+
+def show_config(flags: Any, overrides: list[str]) -> int:
+    """`--cfg`: the configuration as YAML."""
+    from omegaconf import OmegaConf
+
+    from isaacrl import config
+
+    cfg: Any = config.compose(overrides, flags.config_dir, resolve=flags.resolve)
+    if flags.cfg != "job":
+        return _hydra_shows(flags, overrides)
+    if flags.package not in (None, "_global_"):
+        try:
+            part = OmegaConf.select(cfg, flags.package)
+        except Exception:
+            part = None
+        if part is None:
+            raise UserError(f"--package: there is no '{flags.package}' in the configuration")
+        print(f"# @package {flags.package}")
+        cfg = part
+    print(OmegaConf.to_yaml(cfg).rstrip("\n") if OmegaConf.is_config(cfg) else cfg)
+    return 0
+
+
+def _hydra_shows(flags: Any, overrides: list[str]) -> int:
+    """What Hydra itself prints: its own part of the configuration, its search path, its plugins."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from isaacrl import sweep
+
+    hydra = sweep.open_hydra(flags.config_dir)
+    try:
+        if flags.info:
+            hydra.show_info(flags.info, config_name="config", overrides=overrides)
+        else:
+            hydra.show_cfg(
+                config_name="config",
+                overrides=overrides,
+                cfg_type=flags.cfg,
+                package=flags.package,
+                resolve=flags.resolve,
+            )
+    except (ValueError, OSError) as e:
+        raise UserError(str(e)) from None
+    finally:
+        GlobalHydra.instance().clear()
+    return 0
+
+
+def complete(args: list[str]) -> int:
+    """Shell completion: `install=bash`, `uninstall=bash`, or a query by what was installed."""
+    from isaacrl.completion import run
+
+    return run(args)
+
+
+# --- play, eval, export ----------------------------------------------------------------------------------------------
+
+
+def use_run(verb: str, args: list[str]) -> int:
+    """The verbs that work on a finished (or running) run."""
+    from isaacrl import config, runs
+    from isaacrl.options import OPTIONS
+
+    if flag := next((a for a in args if a.startswith("-")), None):
+        raise UserError(f"'{flag}' is no flag of {verb}; write key=value, and see `isaacrl {verb} --help`")
+    options, overrides = config.read_options(OPTIONS[verb], args)
+    path = runs.find(options.run, options.outputs)
+    cfg = config.load_stored(
+        path / "config.yaml",
+        [*overrides, f"device={options.device}", f"seed={options.seed}"],
+        options.trust,
+        training=False,
+    )
+    if verb == "play":
+        from isaacrl.play import play as act
+    elif verb == "eval":
+        from isaacrl.evaluate import evaluate as act
+    else:
+        from isaacrl.export import export as act
+    act(options, cfg, path)
+    return 0

@@ -1,0 +1,55 @@
+"""The verbs' own keys, beside those of the configuration."""
+
+from dataclasses import dataclass
+
+from isaacrl.schema import key
+
+
+@dataclass
+class TrainOptions:
+    """isaacrl train"""
+
+    run: str | None = key(None, "start from the stored configuration of a run: latest, a task's name, or a run folder")
+    resume: bool = key(False, "continue the run itself, exactly where its last checkpoint stands")
+    trust: bool = key(False, "allow the run's configuration to name code outside isaacrl")
+
+
+@dataclass
+class RunOptions:
+    """What play, eval and export share."""
+
+    run: str = key("latest", "latest (the newest of all), a task's name (its newest), or a run folder")
+    checkpoint: str = key("best", "best, latest, or a checkpoint file")
+    device: str = key("auto", "auto, cpu, cuda or cuda:N")
+    seed: int = key(1000, "seed of the episodes; not training's default, so that they are new ones", ge=0, lt=2**31)
+    trust: bool = key(False, "allow the run's configuration to name code outside isaacrl")
+    outputs: str = key("outputs", "folder of run folders")
+
+
+@dataclass
+class PlayOptions(RunOptions):
+    """isaacrl play"""
+
+    video: bool = key(True, "write an mp4 beside the picture")
+    seconds: float = key(10.0, "length of the video [s]", gt=0, le=3600)
+    num_envs: int = key(4, "number of robots", ge=1, le=1024)
+    width: int = key(960, "width of the video [pixels]", ge=16, le=7680)
+    height: int = key(544, "height of the video [pixels]", ge=16, le=4320)
+    viewer: str = key("none", "browser: watch live instead", choices=("none", "browser"))
+
+
+@dataclass
+class EvalOptions(RunOptions):
+    """isaacrl eval"""
+
+    episodes: int = key(512, "number of episodes", ge=1)
+
+
+@dataclass
+class ExportOptions(RunOptions):
+    """isaacrl export"""
+
+    steps: int = key(256, "steps of the recorded rollout that the exported policy is checked against", ge=2)
+
+
+OPTIONS: dict[str, type] = {"train": TrainOptions, "play": PlayOptions, "eval": EvalOptions, "export": ExportOptions}

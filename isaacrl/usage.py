@@ -1,0 +1,103 @@
+"""The help texts of the command line. The overview is plain text, so that it needs nothing imported."""
+
+import dataclasses
+
+VERBS = {
+    "train": "train a policy, or sweep over settings with -m",
+    "play": "watch a trained policy: a video, or live in the browser",
+    "eval": "measure a trained policy over fixed-seed episodes",
+    "export": "write a trained policy as ONNX with a contract for the robot",
+    "list": "show tasks, assets (robots) and algos",
+    "doctor": "what this machine has and what that means",
+    "help": "help on a verb or a configuration key",
+}
+
+OVERVIEW = (
+    "isaacrl: robot policies by reinforcement learning on many simulated robots at once\n\n"
+    "usage: isaacrl VERB [key=value ...]\n\n"
+    + "\n".join(f"  {verb:8} {text}" for verb, text in VERBS.items())
+    + """
+
+  isaacrl train task=cartpole                    train; everything lands in outputs/cartpole/<run>
+  isaacrl train task=cartpole algo.lr=5e-4       change any setting
+  isaacrl train -m seed=0,1,2                    a sweep: one run each
+  isaacrl eval                                   the newest run: does it solve its task?
+  isaacrl play run=cartpole                      a video of the newest cartpole run
+
+`isaacrl VERB --help` lists a verb's keys. `--debug` shows tracebacks. `--version` shows the version."""
+)
+
+TRAIN = """usage: isaacrl train [key=value ...] [-m] [--cfg job]
+
+  isaacrl train task=cartpole_swingup seed=1     choose a task, set a key
+  isaacrl train task.rewards.alive.weight=2 '~task.rewards.pole_speed'
+                                                 change a reward, drop another; new names make new terms
+  isaacrl train -m algo.lr=3e-4,1e-3 seed=0,1    sweep: every combination in its own run folder, a table at the end
+  isaacrl train run=latest algo.lr=1e-4          a new run from that run's configuration
+  isaacrl train run=latest resume=true           continue that run exactly where it stopped
+
+groups (group=option; `isaacrl list` shows tasks, assets and algos):
+  task  asset  randomization  algo  sim  logger  experiment
+"""
+
+FLAGS = """flags:
+  -m, --multirun             train every combination of comma-separated values
+  -c, --cfg job|hydra|all    print the configuration instead of training (--resolve, --package KEY)
+  -cd, --config-dir DIR      another folder with task/, asset/, experiment/, ... (./conf is always one)
+  -i, --info [WHAT]          Hydra's view: defaults, defaults-tree, config, plugins, searchpath
+  -sc, --shell-completion    eval "$(isaacrl train -sc install=bash)" completes keys and names
+"""
+
+RUN_EXAMPLES = {
+    "play": "isaacrl play run=latest seconds=5 num_envs=9\n  isaacrl play viewer=browser",
+    "eval": "isaacrl eval run=cartpole episodes=1024\n  isaacrl eval run=latest sim.engine=mjwarp      the same policy on another engine",
+    "export": "isaacrl export run=latest checkpoint=latest",
+}
+
+LIST = "usage: isaacrl list [tasks|assets|algos]\n\nFrom the configuration files: isaacrl's, ./conf, and installed packages'."
+DOCTOR = "usage: isaacrl doctor\n\nSays what this machine has (Python, torch, GPU, Warp, OpenGL) and what that means."
+HELP = "usage: isaacrl help [VERB | KEY]\n\n  isaacrl help train\n  isaacrl help algo.lr\n  isaacrl help task"
+
+
+def of_verb(verb: str) -> str:
+    """The help of one verb."""
+    if verb in ("list", "doctor", "help"):
+        return {"list": LIST, "doctor": DOCTOR, "help": HELP}[verb]
+    from isaacrl.options import OPTIONS
+
+    own = "\n".join(_line(f.name, f) for f in dataclasses.fields(OPTIONS[verb]))
+    if verb == "train":
+        return f"{TRAIN}\nkeys of stored runs:\n{own}\n\nconfiguration keys:\n{keys()}\n\n{FLAGS}"
+    return (
+        f"usage: isaacrl {verb} [key=value ...]\n\n  {RUN_EXAMPLES[verb]}\n\nkeys:\n{own}\n\n"
+        "Any key of the configuration (isaacrl train --help) overrides the run's stored one."
+    )
+
+
+def keys(prefix: str = "") -> str:
+    """The configuration keys at or below a prefix, a line each; empty if there are none."""
+    from isaacrl.schema import ALGORITHMS, Config
+
+    out: list[str] = []
+
+    def add(cls: type, path: str) -> None:
+        for f in dataclasses.fields(cls):
+            full = f"{path}{f.name}"
+            if path == "task." and f.name in ALGORITHMS:
+                continue
+            section = ALGORITHMS["ppo"] if full == "algo" else f.type if dataclasses.is_dataclass(f.type) else None
+            if section is not None:
+                add(section, full + ".")
+            elif not prefix or full == prefix or full.startswith(prefix + "."):
+                out.append(_line(full, f))
+
+    add(Config, "")
+    return "\n".join(out)
+
+
+def _line(name: str, f: dataclasses.Field) -> str:
+    default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+    shown = {"None": "null", "True": "true", "False": "false", "???": "", "{}": ""}.get(str(default), str(default))
+    choices = f.metadata.get("choices")
+    options = f" [{'|'.join(choices)}]" if choices and len(choices) > 1 else ""
+    return f"  {name + ('=' + shown if shown else ''):34} {f.metadata.get('help', '')}{options}"
