@@ -120,6 +120,7 @@ class Env:
 
         zeros = torch.zeros(self.num_envs, device=self.device)
         self.episode_return = zeros.clone()                                                    # [E]
+        self.whole = self.everywhere.clone()  # worlds whose episode began at its beginning, [E]
         self.episode_metrics = torch.zeros(self.num_envs, len(self.task.metric_terms), device=self.device)
         self._sums = torch.zeros(6 + len(self.task.metric_terms) + len(self.task.reward_names), device=self.device)
         self._dry_run()
@@ -133,6 +134,16 @@ class Env:
         self._read_commands()
         self.obs = self._observe(advance=False, reset=self.everywhere)
         return self.obs
+
+    def stagger(self) -> None:
+        """Put every world at a random time of its first episode, so that time-outs do not come all at once.
+
+        Those first, shorter episodes stay out of the metrics.
+        """
+        s = self.state
+        s.use_stream("stagger")
+        s.episode_step.copy_((s.uniform(1)[:, 0] * self.max_episode_steps).long())
+        self.whole.fill_(False)
 
     def step(self, action: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Any]]:
         """One policy step of every world. action [E, num_actions].
@@ -193,6 +204,7 @@ class Env:
         s.action *= keep[:, None]
         s.last_action *= keep[:, None]
         self.episode_return *= keep
+        self.whole |= mask
         self.episode_metrics *= keep[:, None]
         for term in [*self.memory_terms, *self.command_terms]:
             term.reset(s, mask)
@@ -258,9 +270,9 @@ class Env:
         s = self.state
         self.episode_return += reward
         self.episode_metrics += stack([t(s) for t in self.task.metric_terms], s)
-        ended = done.float()
+        ended = (done & self.whole).float()
         length = s.episode_step.float()
-        per_episode = self.episode_metrics / length[:, None]
+        per_episode = self.episode_metrics / length[:, None]  # exact for whole episodes
         sums = [
             ended.sum(), (ended * self.episode_return).sum(), (ended * length).sum(),
             self.engine.nonfinite.sum().float(), s.joint_torque.abs().mean(), torch.ones_like(reward[0]),
@@ -291,7 +303,7 @@ class Env:
         s = self.state
         out = {"episode_step": s.episode_step, "action": s.action, "last_action": s.last_action,
                "random_step": s.random.step, "episode_return": self.episode_return,
-               "episode_metrics": self.episode_metrics, "sums": self._sums}
+               "episode_metrics": self.episode_metrics, "whole": self.whole, "sums": self._sums}
         out |= {f"timer/{k}": v for k, v in self.timers.items()}
         out |= {f"obs/{k}": v for k, v in self.obs.items()}
         out |= {f"history/{g.name}": g.history for g in self.groups if g.history is not None}

@@ -27,6 +27,7 @@ def train(cfg: DictConfig, run: str | None = None) -> dict[str, Any]:
         env = Env(cfg)
         phases.done("scene")
         algo = algos.build(env, cfg)
+        env.stagger()
         phases.done("networks")
         folder = runs.create(cfg.outputs, cfg.task.name, cfg.algo.name, dump(cfg), command=sys.argv,
                              term_files=_user_files(env))

@@ -214,8 +214,8 @@ def test_non_finite_worlds_end_and_the_others_never_notice():
 
 def test_state_dict_continues_bit_for_bit():
     overrides = ("task.observations.policy.joint_vel.history=3", "task.observations.policy.joint_pos.noise=0.02",
-                 "task.rewards.acc={fn: joint_acc_l2, weight: -1e-4}", "task.actions.effort.scale=3.0",
-                 "task.events.kick={fn: push_joints, when: interval, interval_s: [0.05, 0.3]}"[:0] or "seed=3")
+                 "task.rewards.acc={fn: joint_acc_l2, weight: -1e-4}", "task.terminations.fallen.limit=0.3",
+                 "task.events.kick={fn: reset_joints, when: interval, interval_s: [0.05, 0.3], position: [-0.1, 0.1]}")
     env = make("cartpole", 16, *overrides)
     act = lambda e, t: torch.sin(torch.arange(16.0) + t)[:, None]  # noqa: E731
     for t in range(40):
@@ -278,7 +278,7 @@ def test_a_term_with_memory_from_an_installed_package(lab):
     assert str(lab / "lab_terms" / "terms.py") in [t.source for t in env.all_terms()]
 
 
-def test_a_task_as_one_class(lab):
+def test_a_task_as_one_class(lab, monkeypatch):
     (lab / "lab_terms" / "task.py").write_text(textwrap.dedent('''
         import torch
         import isaacrl
@@ -302,8 +302,11 @@ def test_a_task_as_one_class(lab):
             def reset(self, s, mask):
                 s.write_joints(s.robot.default_joint_pos.expand(s.num_envs, 2), s.joint_vel + 0.1, mask)
     '''))
-    env = make("cartpole", 4, "task.env=lab_terms.task:Balance", "task.observations={}", "task.rewards={}",
-               "task.terminations={}", "task.actions={}", "task.events={}")
+    (lab / "conf" / "task").mkdir(parents=True)
+    (lab / "conf" / "task" / "balance.yaml").write_text(
+        "defaults: [{override /asset: cartpole}, _self_]\nname: balance\nenv: 'lab_terms.task:Balance'\nphysics_dt: 0.01\n")
+    monkeypatch.chdir(lab)  # a user's ./conf is found
+    env = make("balance", 4)
     torch.testing.assert_close(env.obs["policy"], torch.tensor([[0.0, 0.0, 0.1, 0.1]]).expand(4, 4))
     ended = False
     for _ in range(100):
