@@ -61,7 +61,7 @@ def is_table(f: dataclasses.Field) -> bool:
 
 
 def find_field(key: str, algo: str = "ppo") -> tuple[dataclasses.Field | None, str]:
-    """The schema's field that a key names or lies in, and the rest of the key below it; (None, ...) if there is none."""
+    """The schema's field that a key names or lies in, and the rest of it; (None, ...) if there is none."""
     cls: type | None = Config
     parts = key.split(".")
     for i, part in enumerate(parts):

@@ -184,7 +184,7 @@ class ConfSource(FileConfigSource):
         try:
             cfg = OmegaConf.create(data)
         except Exception as e:  # such as a broken interpolation
-            raise UserError(f"{path}: {one_line(e, 160)}") from None
+            raise UserError(f"{path}: {one_line(str(e).partition(chr(10))[0], 160)}") from None
         return ConfigResult(config=cfg, path=f"conf://{self.path}", provider=self.provider, header=header)
 
     def _section(self, config_path: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Imports neither torch nor the simulator, so that mistakes are reported at once.
 import dataclasses
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.default_element import GroupDefault
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -64,7 +65,7 @@ def _compose(hydra: ConfigLoaderImpl, parsed: list[Override], dirs: list[Path], 
     except UserError:
         raise
     except Exception as e:
-        raise _composition_error(e, dirs, hydra) from None
+        raise _composition_error(e, dirs, hydra, repo, groups) from None
     OmegaConf.set_struct(cfg, True)
     for o in values:
         cli.apply(cfg, o)
@@ -84,7 +85,7 @@ def _compose(hydra: ConfigLoaderImpl, parsed: list[Override], dirs: list[Path], 
 
 
 def finish(cfg: DictConfig) -> DictConfig:
-    """What Hydra composed -> the configuration that isaacrl works with: resolved, complete, checked, closed to new keys."""
+    """What Hydra composed -> what isaacrl works with: resolved, complete, checked, closed to new keys."""
     cfg = _without_sections(cfg)
     for key in _missing(cfg):
         f, _ = find_field(key)
@@ -137,18 +138,23 @@ def _resolve(cfg: DictConfig) -> None:
     raise UserError("the configuration's interpolations cannot be resolved; `--cfg job` shows them")
 
 
-def _composition_error(e: Exception, dirs: list[Path], hydra: ConfigLoaderImpl) -> UserError:
+def _composition_error(
+    e: Exception, dirs: list[Path], hydra: ConfigLoaderImpl, repo: CachingConfigRepository, groups: list[Override]
+) -> UserError:
     """An error of Hydra while it puts the files together, in our words, with the file."""
+    if isinstance(e, RecursionError):
+        chosen = ", ".join(one_line(o.input_line, 60) for o in groups) or "the default choices"
+        return UserError(f"configuration files build on each other in a circle (defaults lists; chosen: {chosen})")
     text = str(e)
     where = text[4:].partition("'")[0] if text.startswith("In '") else ""
-    file = find_file(where, dirs) if where else None
-    place = f" [in {_shown_path(file)}]" if file else ""
     missing = getattr(e, "missing_cfg_file", None) if isinstance(e, MissingConfigException) else None
     if missing:
-        group, _, name = missing.rpartition("/")
+        group, _, name = missing.partition("/")
+        place = _place(find_file(_overrider(group, name, repo) or where, dirs))
         if group in GROUPS:
             return UserError(f"{cli.unknown_option(group, name, cli.options(group, hydra))}{place}")
         return UserError(f"there is no configuration file {missing}.yaml{place}")
+    place = _place(find_file(where, dirs))
     cause: Any = e
     while cause is not None and not getattr(cause, "full_key", None):
         cause = cause.__cause__ or cause.__context__
@@ -158,22 +164,34 @@ def _composition_error(e: Exception, dirs: list[Path], hydra: ConfigLoaderImpl) 
     return UserError(f"the configuration does not compose: {one_line(reason or type(e).__name__, 160)}{place}")
 
 
+def _overrider(group: str, name: str, repo: CachingConfigRepository) -> str | None:
+    """The configuration whose `override /group: name` chose an option."""
+    for path, result in repo.cache.items():
+        for d in (result.defaults_list or []) if result is not None else []:
+            if isinstance(d, GroupDefault) and d.override and d.group.strip("/") == group and d.value == name:
+                return path.removeprefix("config_path=")
+    return None
+
+
 def _origin(
     key: str, hydra: ConfigLoaderImpl, defaults: Any, repo: CachingConfigRepository, dirs: list[Path]
 ) -> Path | None:
     """The file that set a key last, or that holds the nearest section above it."""
-    while key:
-        for default in reversed(defaults):
-            if default.config_path == "schema" or default.config_path.startswith("algo/base_"):
-                continue
+    files = []
+    for default in reversed(defaults):
+        if default.config_path != "schema" and not default.config_path.startswith("algo/base_"):
             loaded = hydra._load_single_config(default=default, repo=repo).config
-            try:
-                if OmegaConf.select(loaded, key, throw_on_missing=False, throw_on_resolution_failure=False) is not None:
-                    return find_file(default.config_path, dirs)
-            except OmegaConfBaseException:
-                continue
+            files.append((default.config_path, {k for k, _ in walk(OmegaConf.to_container(loaded, resolve=False))}))
+    while key:
+        for name, keys in files:
+            if key in keys:
+                return find_file(name, dirs)
         key = key.rpartition(".")[0]
     return None
+
+
+def _place(path: Path | None) -> str:
+    return f" [in {_shown_path(path)}]" if path else ""
 
 
 def _shown_path(path: Path) -> str:
@@ -202,7 +220,7 @@ def dump(cfg: DictConfig) -> str:
 
 
 def load_stored(
-    path: str | os.PathLike, overrides: list[str] = (), trust: bool = False, *, training: bool = True
+    path: str | os.PathLike, overrides: Sequence[str] = (), trust: bool = False, *, training: bool = True
 ) -> DictConfig:
     """A run's config.yaml as data, with overrides on top. training=False leaves out what only training needs.
 
@@ -271,7 +289,6 @@ def _from_data(data: dict[str, Any], trust: bool) -> DictConfig:
         raise KeyedError(missing[0], "missing: not a configuration that isaacrl wrote")
     base = OmegaConf.structured(Config)
     base.algo = OmegaConf.structured(ALGORITHMS[name])
-    OmegaConf.set_struct(base, True)
     try:
         cfg: Any = OmegaConf.merge(base, OmegaConf.create(data, flags={"allow_objects": False}))
     except OmegaConfBaseException as e:
@@ -295,7 +312,7 @@ def _refuse_code(data: dict[str, Any]) -> None:
 
 
 def read_options(cls: type, texts: list[str]) -> tuple[Any, list[str]]:
-    """A verb's own keys and the rest: (an instance of the dataclass cls, the overrides that are for the configuration)."""
+    """A verb's own keys and the rest: (an instance of the dataclass cls, the overrides of the configuration)."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
     rest = []
@@ -306,7 +323,7 @@ def read_options(cls: type, texts: list[str]) -> tuple[Any, list[str]]:
             rest.append(text)
         elif equals and f.type in (str, str | None):  # names and paths are taken as they stand
             quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
-            values[f.name] = value[1:-1] if quoted else None if value == "null" and f.type != str else value
+            values[f.name] = value[1:-1] if quoted else None if value == "null" and f.type is not str else value
         else:
             (o,) = cli.parse([text])
             cli.refuse_sweeps([o])

@@ -1,4 +1,4 @@
-"""Overrides of the command line: `key=value`, `group=option`, `~key`. Parsed by Hydra's grammar, explained in our words."""
+"""Overrides of the command line (`key=value`, `group=option`, `~key`): Hydra's grammar, errors in our words."""
 
 from typing import Any
 

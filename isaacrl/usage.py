@@ -50,11 +50,11 @@ FLAGS = """flags:
 
 RUN_EXAMPLES = {
     "play": "isaacrl play run=latest seconds=5 num_envs=9\n  isaacrl play viewer=browser",
-    "eval": "isaacrl eval run=cartpole episodes=1024\n  isaacrl eval run=latest sim.engine=mjwarp      the same policy on another engine",
+    "eval": "isaacrl eval run=cartpole episodes=1024\n  isaacrl eval sim.engine=mjwarp      another physics engine",
     "export": "isaacrl export run=latest checkpoint=latest",
 }
 
-LIST = "usage: isaacrl list [tasks|assets|algos]\n\nFrom the configuration files: isaacrl's, ./conf, and installed packages'."
+LIST = "usage: isaacrl list [tasks|assets|algos]\n\nFrom the YAML files: isaacrl's, ./conf, and packages'."
 DOCTOR = "usage: isaacrl doctor\n\nSays what this machine has (Python, torch, GPU, Warp, OpenGL) and what that means."
 HELP = "usage: isaacrl help [VERB | KEY]\n\n  isaacrl help train\n  isaacrl help algo.lr\n  isaacrl help task"
 
