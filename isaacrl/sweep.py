@@ -119,7 +119,8 @@ def run(texts: list[str], config_dir: str | None) -> int:
 def job(cfg: DictConfig) -> float:
     """One job of a sweep, called by Hydra's launcher, maybe in another process.
 
-    Returns the last return, for sweepers that optimize. A failure is recorded and does not stop the others; a signal stops the sweep.
+    Returns the last return, for sweepers that optimize. A failure is recorded and does not stop the others; a signal
+    stops the sweep.
     """
     hydra = HydraConfig.get()
     folder, number = Path(hydra.sweep.dir), int(hydra.job.num)
