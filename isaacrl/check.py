@@ -48,7 +48,7 @@ def section_class(f: dataclasses.Field, algo: str) -> type | None:
     """The dataclass of a field that holds a section, or None for a plain value."""
     if f.name == "algo":
         return ALGORITHMS.get(algo)
-    return next((t for t in _alternatives(f.type) if dataclasses.is_dataclass(t)), None)
+    return next((t for t in _alternatives(f.type) if isinstance(t, type) and dataclasses.is_dataclass(t)), None)
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:

@@ -67,7 +67,10 @@ def _package_dirs(python_path: tuple[str, ...]) -> list[Path]:
     return sorted(folder.resolve() for folder in found if folder is not None)
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast, and not everywhere
+
+
+class _Loader(_Safe):
     """YAML as OmegaConf reads it (1e-3 is a number, dates are text), by the fast parser; keys may not repeat."""
 
     yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers

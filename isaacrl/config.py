@@ -168,7 +168,7 @@ def _overrider(group: str, name: str, repo: CachingConfigRepository) -> str | No
     """The configuration whose `override /group: name` chose an option."""
     for path, result in repo.cache.items():
         for d in (result.defaults_list or []) if result is not None else []:
-            if isinstance(d, GroupDefault) and d.override and d.group.strip("/") == group and d.value == name:
+            if isinstance(d, GroupDefault) and d.override and (d.group or "").strip("/") == group and d.value == name:
                 return path.removeprefix("config_path=")
     return None
 
@@ -264,7 +264,7 @@ def _has_alias(text: str) -> bool:
     import yaml
 
     try:
-        return any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.CSafeLoader))
+        return any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
     except yaml.YAMLError:
         return False  # reported with its line when it is read
 

@@ -76,7 +76,8 @@ def test_precedence_schema_algo_task_experiment_command_line(tmp_path):
 
 
 def test_an_experiment_may_change_groups_and_values(tmp_path):
-    text = "# @package _global_\ndefaults:\n  - override /task: cartpole_swingup\n  - override /sim: mujoco\nnum_envs: 64\n"
+    text = "# @package _global_\ndefaults:\n  - override /task: cartpole_swingup\n  - override /sim: mujoco\n"
+    text += "num_envs: 64\n"
     cfg = compose(["experiment=e"], write(tmp_path, {"experiment/e.yaml": text}))
     assert (cfg.task.name, cfg.sim.engine, cfg.num_envs) == ("cartpole_swingup", "mujoco", 64)
     assert cfg.algo.iterations == compose(["task=cartpole_swingup"]).algo.iterations, "its own section for ppo"
