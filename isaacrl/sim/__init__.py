@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mujoco
+import torch
 
 from isaacrl.errors import UserError
 from isaacrl.sim.engine import Actuation, Engine
@@ -12,16 +13,18 @@ from isaacrl.sim.scene import Scene, make_scene
 __all__ = ["Actuation", "Engine", "Scene", "build", "make_scene"]
 
 
-def build(model: mujoco.MjModel, num_envs: int, device: str, cfg: Any, actuation: Actuation,
+def build(spec: mujoco.MjModel | mujoco.MjSpec, num_envs: int, device: str, cfg: Any, actuation: Actuation,
           randomized_fields: Sequence[str] = ()) -> Engine:
     """The engine that cfg.engine names; with `auto`, the fastest that covers the model on this device.
 
-    cfg: schema.SimConfig. engine.reason says in one line why this one.
+    device: cpu, cuda or cuda:N. cfg: schema.SimConfig. engine.reason says in one line why this one.
+    Raises: UserError where engine, device and model do not go together.
     """
-    chosen, reason = cfg.engine, "chosen by sim.engine"
+    model = spec.compile() if isinstance(spec, mujoco.MjSpec) else spec
+    device = _checked_device(device)
+    chosen, reason = cfg.engine, f"chosen by sim.engine={cfg.engine}"
     if chosen == "auto":
-        chosen = "mujoco" if device == "cpu" else "mjwarp"
-        reason = "the fastest on a CPU" if device == "cpu" else "the fastest on a GPU"
+        chosen, reason = ("mujoco", "the fastest on a CPU") if device == "cpu" else ("mjwarp", "the fastest on a GPU")
     if chosen == "mujoco":
         from isaacrl.sim.mujoco_engine import MujocoEngine
 
@@ -32,3 +35,17 @@ def build(model: mujoco.MjModel, num_envs: int, device: str, cfg: Any, actuation
     from isaacrl.sim.mjwarp_engine import MjwarpEngine
 
     return MjwarpEngine(model, num_envs, device, actuation, cfg, randomized_fields=randomized_fields, reason=reason)
+
+
+def _checked_device(device: str) -> str:
+    """The device with its number; UserError where there is none of that name."""
+    kind, _, number = device.partition(":")
+    if device == "cpu":
+        return device
+    if kind != "cuda" or number and not number.isdecimal():
+        raise UserError(f"device: '{device}' is no device; use cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        raise UserError(f"device: '{device}', but there is no usable GPU; use device=cpu (`isaacrl doctor` says more)")
+    if int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: '{device}', but this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
+    return f"cuda:{number or 0}"

@@ -1,6 +1,6 @@
 """Actuators: from a robot's configuration to MuJoCo's actuators, and the law that runs at every physics step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mujoco
@@ -11,6 +11,9 @@ from torch import Tensor
 from isaacrl.errors import UserError
 from isaacrl.sim.engine import DIRECT, PD, Actuation
 from isaacrl.sim.names import match
+from isaacrl.suggest import did_you_mean
+
+_J = mujoco.mjtJoint
 
 # Keys that each law takes besides `joints` and `law`; `delay` is in physics steps.
 COMMON = {"effort_limit", "armature", "delay"}
@@ -26,37 +29,71 @@ def add_actuators(spec: mujoco.MjSpec, groups: Mapping[str, Mapping[str, Any]]) 
     """Add one actuator a joint, in the model's joint order, named as the joint; the settings by joint name.
 
     effort: a motor. position: MuJoCo's position servo, kp (target - q) - kd qd, implicit in the integrator. velocity:
-    kd (target - qd), implicit too. pd: a motor whose torque `apply` computes at every physics step.
+    kd (target - qd), implicit too. pd: a motor whose torque `Law` computes at every physics step.
+    Any group at all replaces the actuators that the model brings.
 
     Raises: UserError for unknown laws, keys, joints, or a joint in two groups.
     """
-    joints = [j for j in spec.joints if j.type in (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)]
+    joints = [j for j in _joints(spec.worldbody) if j.name and j.type in (_J.mjJNT_HINGE, _J.mjJNT_SLIDE)]
     names = [j.name for j in joints]
     chosen: dict[str, dict[str, Any]] = {}
     for group, node in groups.items():
         key = f"asset.actuators.{group}"
-        law = node.get("law", "effort")
-        if law not in LAWS:
-            raise UserError(f"{key}.law: unknown law '{law}'; one of {', '.join(LAWS)}")
-        if unknown := sorted(set(node) - LAWS[law] - {"joints", "law"}):
-            raise UserError(f"{key}: law '{law}' does not take {unknown}; it takes {sorted(LAWS[law])}")
-        if missing := sorted({"position": {"kp"}, "pd": {"kp"}, "velocity": {"kd"}}.get(law, set()) - set(node)):
-            raise UserError(f"{key}: law '{law}' needs {missing}")
-        if bad := sorted(k for k in set(node) - {"joints", "law"} if not float(node[k]) >= 0.0):
-            raise UserError(f"{key}.{bad[0]}: got {node[bad[0]]}; must be >= 0")
+        settings = _checked(key, node)
         patterns = node.get("joints", [".*"])
         for i in match([patterns] if isinstance(patterns, str) else patterns, names, f"{key}.joints"):
             if names[i] in chosen:
-                raise UserError(f"{key}: joint '{names[i]}' is already actuated by '{chosen[names[i]]['group']}'")
-            chosen[names[i]] = {"group": group, "law": law} | {k: float(v) for k, v in node.items() if k not in ("joints", "law")}
+                raise UserError(f"{key}.joints: joint '{names[i]}' is already in asset.actuators.{chosen[names[i]]['group']}; "
+                                "give each joint to one group")
+            chosen[names[i]] = {"group": group} | settings
+    if chosen:
+        for own in list(spec.actuators):
+            spec.delete(own)
+        for keyframe in spec.keys:
+            keyframe.ctrl = []  # its length was that of the model's own actuators
     for joint in joints:
         if joint.name in chosen:
             _add(spec, joint, chosen[joint.name])
     return chosen
 
 
+def _joints(body: mujoco.MjsBody) -> Iterator[mujoco.MjsJoint]:
+    """Joints in the order of the compiled model: depth first."""
+    yield from body.joints
+    for child in body.bodies:
+        yield from _joints(child)
+
+
+def _checked(key: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's law and its numbers. Raises: UserError."""
+    law = node.get("law", "effort")
+    if law not in LAWS:
+        raise UserError(f"{key}.law: unknown law '{law}'{did_you_mean(str(law), LAWS)}; one of {', '.join(LAWS)}")
+    for k in node:
+        if k not in LAWS[law] | {"joints", "law"}:
+            raise UserError(f"{key}.{k}: law '{law}' does not take it{did_you_mean(k, LAWS[law])}; "
+                            f"it takes {', '.join(sorted(LAWS[law]))}")
+    needed = {"position": {"kp"}, "pd": {"kp"}, "velocity": {"kd"}}.get(law, set())
+    if "saturation_effort" in node or "velocity_limit" in node:
+        needed = needed | {"saturation_effort", "velocity_limit"}  # one line through both
+    if missing := sorted(needed - set(node)):
+        raise UserError(f"{key}.{missing[0]}: law '{law}' needs it")
+    settings: dict[str, Any] = {"law": law}
+    for k in sorted(set(node) - {"joints", "law"}):
+        try:
+            settings[k] = float(node[k])
+        except (TypeError, ValueError):
+            settings[k] = float("nan")
+        if not settings[k] >= 0.0 or k == "velocity_limit" and settings[k] == 0.0 or k == "delay" and settings[k] % 1:
+            want = {"delay": "a whole number of physics steps >= 0", "velocity_limit": "a number > 0"}.get(k, "a number >= 0")
+            raise UserError(f"{key}.{k}: got {node[k]!r}; must be {want}")
+    return settings
+
+
 def _add(spec: mujoco.MjSpec, joint: mujoco.MjsJoint, node: dict[str, Any]) -> None:
     a = spec.add_actuator(name=joint.name, target=joint.name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+    # The defaults of the model's own actuator classes are not meant for these.
+    a.gear, a.ctrllimited, a.forcelimited, a.actlimited = [1, 0, 0, 0, 0, 0], 0, 0, 0
     limit, law = node.get("effort_limit", np.inf), node["law"]
     kp, kd = node.get("kp", 0.0), node.get("kd", 0.0)
     if law == "position":
@@ -65,16 +102,16 @@ def _add(spec: mujoco.MjSpec, joint: mujoco.MjsJoint, node: dict[str, Any]) -> N
         a.set_to_velocity(kv=kd)
     else:
         a.set_to_motor()
-        if np.isfinite(limit):
-            a.ctrllimited, a.ctrlrange = 1, [-limit, limit]
     if np.isfinite(limit):
         a.forcelimited, a.forcerange = 1, [-limit, limit]
+        if law == "effort":  # a target is a torque here alone
+            a.ctrllimited, a.ctrlrange = 1, [-limit, limit]
     if "armature" in node:
         joint.armature = node["armature"]
 
 
 def actuation_of(model: mujoco.MjModel, chosen: Mapping[str, Mapping[str, Any]]) -> Actuation:
-    """The law of each of the compiled model's actuators; those that a model brings itself are direct."""
+    """The law of each of the compiled model's actuators; those that chosen does not name are direct."""
     law = Actuation.direct(model.nu)
     for i in range(model.nu):
         node = chosen.get(model.actuator(i).name)
@@ -120,6 +157,10 @@ class Law:
     def reset(self, mask: Tensor) -> None:
         """The first target after a reset fills the delay line."""
         self.fresh |= mask
+
+    def state(self) -> dict[str, Tensor]:
+        """The live tensors that outlast a step."""
+        return {"fresh": self.fresh} | ({} if self.line is None else {"line": self.line})
 
     def control(self, target: Tensor, qpos: Tensor, qvel: Tensor) -> Tensor:
         """Controls [E, nu] of this physics step from targets [E, nu] and the state at its start."""

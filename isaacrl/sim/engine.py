@@ -15,6 +15,13 @@ STATE_FIELDS = (
 )
 DIRECT, PD = 0, 1
 
+# Outputs that MuJoCo computes only for the sensors that need them, and those sensors.
+_SENSORS = mujoco.mjtSensor
+_SUBTREE = (_SENSORS.mjSENS_SUBTREELINVEL, _SENSORS.mjSENS_SUBTREEANGMOM)
+_RNE = (_SENSORS.mjSENS_ACCELEROMETER, _SENSORS.mjSENS_FORCE, _SENSORS.mjSENS_TORQUE, _SENSORS.mjSENS_FRAMELINACC,
+        _SENSORS.mjSENS_FRAMEANGACC)
+ONLY_FOR_SENSORS = {"subtree_linvel": _SUBTREE, "subtree_angmom": _SUBTREE, "cacc": _RNE, "cfrc_int": _RNE, "cfrc_ext": _RNE}
+
 
 @dataclass
 class Actuation:
@@ -39,8 +46,12 @@ class Actuation:
     @staticmethod
     def direct(nu: int) -> "Actuation":
         """Every target goes to ctrl as it is."""
-        inf, zero, none = np.full(nu, np.inf), np.zeros(nu), np.zeros(nu, int)
-        return Actuation(none, zero, zero, inf, inf, inf, none, none, none)
+        def every(value: float, dtype: type = float) -> np.ndarray:
+            return np.full(nu, value, dtype)
+
+        return Actuation(law=every(DIRECT, int), kp=every(0.0), kd=every(0.0), effort_limit=every(np.inf),
+                         saturation_effort=every(np.inf), velocity_limit=every(np.inf), delay=every(0, int),
+                         qpos_adr=every(0, int), qvel_adr=every(0, int))
 
     @property
     def is_direct(self) -> bool:
@@ -53,18 +64,34 @@ class Actuation:
                 raise ValueError(f"actuation.{f.name} has {len(getattr(self, f.name))} entries, the model {nu} actuators")
 
 
+def check_computed(name: str, model: mujoco.MjModel) -> None:
+    """Refuse an output that nothing computes in this model, which would silently stay zero.
+
+    Raises: ValueError.
+    """
+    needed = ONLY_FOR_SENSORS.get(name)
+    if needed and not np.isin(model.sensor_type, [int(s) for s in needed]).any():
+        names = ", ".join(s.name.removeprefix("mjSENS_").lower() for s in needed)
+        raise ValueError(f"field '{name}' is computed only for models with a sensor of type {names}; add one")
+
+
 class Engine(Protocol):
     """What every engine offers. E worlds; tensors live on `device`."""
 
     name: str
+    reason: str         # one line: why this engine
     model: mujoco.MjModel
+    actuation: Actuation
     num_envs: int
     device: str
     overflow: Tensor    # [E] int64, steps so far in which contacts or constraint rows exceeded capacity
     nonfinite: Tensor   # [E] bool, worlds that failed in the last step; they are back at the default state
 
     def field(self, name: str) -> Tensor:
-        """Live tensor of an MjData field, [E, ...]; computed from the first request on."""
+        """Live tensor of an MjData field, [E, ...]; computed from the first request on.
+
+        `ncon` [E] is the number of contacts. Raises: ValueError for an unknown name.
+        """
         ...
 
     def write(self, name: str, value: Tensor, mask: Tensor | None = None) -> None:
@@ -84,7 +111,10 @@ class Engine(Protocol):
         ...
 
     def model_field(self, name: str) -> Tensor:
-        """Live, writable model field with one value a world, [E, ...]."""
+        """Live, writable model field with one value a world, [E, ...]; mjOption's are `opt.gravity` and so on.
+
+        Raises: ValueError unless the field was named in randomized_fields at build.
+        """
         ...
 
     def set_const(self) -> None:

@@ -1,26 +1,26 @@
 """Name patterns: full-match regular expressions over the names of a model's parts."""
 
-import difflib
 import re
 from collections.abc import Sequence
 
 from isaacrl.errors import UserError
+from isaacrl.suggest import did_you_mean, listing, nearest
 
 
 def match(patterns: Sequence[str], names: Sequence[str], key: str) -> list[int]:
-    """Indices of the names that any pattern matches, in the order of names.
+    """Indices of the names that any pattern matches in full, in the order of names.
 
     Raises: UserError (naming the configuration key) where a pattern is malformed or matches nothing.
     """
-    found = set()
+    found: set[int] = set()
     for pattern in patterns:
         try:
             hits = [i for i, name in enumerate(names) if re.fullmatch(pattern, name)]
         except re.error as e:
             raise UserError(f"{key}: '{pattern}' is not a regular expression ({e})") from None
         if not hits:
-            near = difflib.get_close_matches(pattern, names, n=1)
-            hint = f", did you mean '{near[0]}'?" if near else "."
-            raise UserError(f"{key}: '{pattern}' matches nothing{hint} There are: {', '.join(names) or 'none'}")
+            near = nearest(pattern, names, count=3)
+            rest = [n for n in dict.fromkeys(names) if n and n not in near]
+            raise UserError(f"{key}: '{pattern}' matches nothing{did_you_mean(pattern, names)}; there are: {listing(near + rest)}")
         found.update(hits)
     return sorted(found)

@@ -1,7 +1,6 @@
 """The scene: one robot on its ground, as a MuJoCo model."""
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from isaacrl.errors import UserError
 from isaacrl.sim.actuators import actuation_of, add_actuators
 from isaacrl.sim.engine import Actuation
+from isaacrl.suggest import did_you_mean, one_line
 
 BUNDLED = Path(__file__).parent.parent / "assets"
 
@@ -28,6 +28,8 @@ class Scene:
 def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpec], None] | None = None) -> Scene:
     """The robot of `asset` with its actuators, on a ground, at the time step of `task`; edit changes the spec last.
 
+    The actuators of `asset` replace the model's own; where it names none, those stay and take targets as controls.
+
     Raises: UserError for a missing or malformed model.
     """
     spec = load(asset.path)
@@ -38,25 +40,22 @@ def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpe
         edit(spec)
     try:
         model = spec.compile()
-    except ValueError as e:
-        raise UserError(f"asset.path: '{asset.path}' does not compile: {_one_line(e)}") from None
+    except (ValueError, RuntimeError, mujoco.FatalError) as e:
+        raise UserError(f"asset.path: '{asset.path}' does not compile: {one_line(e)}") from None
     return Scene(spec, model, actuation_of(model, chosen))
 
 
 def load(path: str) -> mujoco.MjSpec:
     """A spec from an MJCF or URDF file: absolute, relative to the working directory, or bundled with isaacrl."""
-    file = next((p for p in (Path(path), BUNDLED / path) if p.is_file()), None)
+    file = next((p for p in (Path(path).expanduser(), BUNDLED / path) if p.is_file()), None)
     if file is None:
+        bundled = sorted(str(p.relative_to(BUNDLED)) for p in BUNDLED.rglob("*.xml"))
         raise UserError(f"asset.path: no file '{path}' in {os.getcwd()} or among the bundled models "
-                        f"({', '.join(sorted(p.name for p in BUNDLED.glob('*.xml')))})")
+                        f"({', '.join(bundled)}){did_you_mean(path, bundled)}")
     try:
         return mujoco.MjSpec.from_file(str(file))
-    except ValueError as e:
-        raise UserError(f"asset.path: cannot read '{path}': {_one_line(e)}") from None
-
-
-def _one_line(e: Exception) -> str:
-    return re.sub(r"\s+", " ", str(e)).strip()
+    except (ValueError, RuntimeError, mujoco.FatalError) as e:
+        raise UserError(f"asset.path: cannot read '{file}': {one_line(e)}") from None
 
 
 def add_surroundings(spec: mujoco.MjSpec) -> None:
