@@ -1,0 +1,290 @@
+"""Engine `mjwarp`: MuJoCo Warp, on NVIDIA GPUs and, for checking, on Warp's CPU device. Float32.
+
+On a GPU the physics steps run as one CUDA graph on torch's current stream, so that nothing waits for the host; when the
+caller captures a graph itself, they join that one.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+import warp as wp
+from torch import Tensor
+
+wp.config.log_level = wp.LOG_ERROR  # before Warp starts: it announces itself, and every module that it loads
+
+import mujoco_warp as mjw  # noqa: E402
+
+from isaacrl.errors import UserError  # noqa: E402
+from isaacrl.sim.actuators import Law  # noqa: E402
+from isaacrl.sim.engine import STATE_FIELDS, Actuation, check_computed  # noqa: E402
+from isaacrl.suggest import did_you_mean, one_line  # noqa: E402
+
+_O = mjw.OverflowType
+_FULL = int(_O.NEFC | _O.NJMAX_NNZ | _O.BROADPHASE | _O.NARROWPHASE | _O.CCD)
+_STATE = (*STATE_FIELDS, "eq_active", "plastic", "userdata")  # all that the next step depends on
+# Outputs of the last physics step, which a reset world has not made yet.
+_FORCES = ("sensordata", "qacc", "act_dot", "actuator_force", "qfrc_actuator", "qfrc_constraint", "qfrc_smooth", "qacc_smooth",
+           "cacc", "cfrc_int", "cfrc_ext")
+# Model fields that mjw.set_const derives from others.
+_DERIVED = ("body_subtreemass", "geom_aabb", "geom_rbound", "tendon_length0", "eq_data", "cam_pos0", "cam_poscom0", "cam_mat0",
+            "light_pos0", "light_poscom0", "light_dir0", "dof_invweight0", "body_invweight0", "tendon_invweight0", "actuator_acc0")
+
+
+class MjwarpEngine:
+    """E worlds of one model on one device. See `isaacrl.sim.engine.Engine`."""
+
+    name = "mjwarp"
+
+    def __init__(self, model: mujoco.MjModel, num_envs: int, device: str, actuation: Actuation, cfg: Any, *,
+                 randomized_fields: Sequence[str] = (), reason: str = ""):
+        actuation.validate(model.nu)
+        _check_supported(model)
+        self.model, self.num_envs, self.device = model, num_envs, device
+        self.actuation, self.reason = actuation, reason
+        self._cuda, self._use_graph = device != "cpu", cfg.graph and device != "cpu"
+        self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
+        self._kept: list[Any] = []  # what captured graphs own
+        self._fields: dict[str, Tensor] = {}
+        self._template = mujoco.MjData(model)  # shapes
+        with self._stream():
+            self._build(cfg, list(randomized_fields))
+
+    def _build(self, cfg: Any, randomized: list[str]) -> None:
+        model, num_envs = self.model, self.num_envs
+        per_world = [f for f in randomized if not f.startswith("opt.")]
+        known = _per_world_fields(mjw.Model)
+        for name in per_world:
+            if name not in known:
+                raise ValueError(f"'{name}' is no model field that can differ between worlds{did_you_mean(name, known)}")
+        derived = [f for f in _DERIVED if f in known] if per_world else []
+        try:
+            self.m = mjw.put_model(model, batch_sizes={f: num_envs for f in [*per_world, *derived]})
+            self.d = mjw.make_data(model, nworld=num_envs, nconmax=cfg.nconmax, njmax=cfg.njmax)
+        except (NotImplementedError, ValueError) as e:
+            raise UserError(f"sim.engine=mjwarp cannot step this model: {one_line(e)}; use sim.engine=mujoco") from None
+        self.m.opt.warn_overflow = 0  # counted instead
+        if cfg.deterministic:
+            self.m.opt.deterministic = int(mjw.DeterminismType.ALL)
+        for name in set(randomized) - set(per_world):
+            self._expand_option(name.removeprefix("opt."))
+        self._model_fields = {f: self._model_view(f) for f in [*randomized, *derived]}
+        self._randomized = set(randomized)
+
+        self.law = Law(self.actuation, num_envs, self.device, torch.float32)
+        self.overflow = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self.nonfinite = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self._everywhere = torch.ones(num_envs, dtype=torch.bool, device=self.device)
+        self._target = torch.zeros(num_envs, model.nu, device=self.device)
+        self._ncon: Tensor | None = None
+        self._state = {f: self._view(f) for f in _STATE}
+        self._forces = [self._view(f) for f in _FORCES]
+        self._bits = wp.to_torch(self.d.overflow)
+        mocap = np.argsort(model.body_mocapid)[model.nbody - model.nmocap:]
+        self._mocap = torch.as_tensor(mocap, device=self.device)
+        self._plastic0 = self._state["plastic"][:1].clone()
+        self._substeps(1)  # compiles and loads every kernel now
+        self.reset()
+        self._refresh()
+        self.overflow.zero_()
+        self.nonfinite.zero_()
+
+    # --- fields ------------------------------------------------------------------------------------------------------
+
+    def field(self, name: str) -> Tensor:
+        if name not in self._fields:
+            check_computed(name, self.model)
+            if name == "ncon":
+                self._ncon = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)
+                self._graphs.clear()  # those captured so far do not count
+                self._count_contacts()
+                self._fields[name] = self._ncon
+            else:
+                self._fields[name] = self._view(name)
+        return self._fields[name]
+
+    def _view(self, name: str) -> Tensor:
+        """The Warp array of an MjData field as a tensor of MuJoCo's shape."""
+        known = [f.name for f in dataclasses.fields(mjw.Data)
+                 if getattr(f.type, "shape", ("",))[0] == "nworld" and hasattr(self._template, f.name)]
+        if name not in known:
+            raise ValueError(f"'{name}' is not a field that mjwarp computes{did_you_mean(name, known)}")
+        array = wp.to_torch(getattr(self.d, name))
+        shape = (self.num_envs, *np.shape(getattr(self._template, name)))
+        return array.view(shape) if array.numel() == int(np.prod(shape)) else array
+
+    def write(self, name: str, value: Tensor, mask: Tensor | None = None) -> None:
+        if name not in STATE_FIELDS:
+            raise ValueError(f"'{name}' is not a state field{did_you_mean(name, STATE_FIELDS)}; "
+                             f"those are {', '.join(STATE_FIELDS)}")
+        field = self._state[name]
+        value = value.to(field.dtype)
+        field.copy_(value if mask is None else torch.where(_rows(mask, field), value, field))
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        mask = self._everywhere if mask is None else mask
+        m = self.m
+        default = {"qpos": wp.to_torch(m.qpos0), "plastic": self._plastic0, "eq_active": wp.to_torch(m.eq_active0)[None],
+                   "mocap_pos": wp.to_torch(m.body_pos)[:, self._mocap], "mocap_quat": wp.to_torch(m.body_quat)[:, self._mocap]}
+        for name, field in self._state.items():
+            if not field.numel():
+                continue
+            rows = _rows(mask, field)
+            if name in default:
+                field.copy_(torch.where(rows, default[name], field))
+            else:
+                field.masked_fill_(rows, 0)
+        for field in self._forces:
+            field.masked_fill_(_rows(mask, field), 0)
+        self.law.reset(mask)
+
+    # --- physics -----------------------------------------------------------------------------------------------------
+
+    def step(self, n: int, target: Tensor) -> None:
+        self._target.copy_(target)
+        self._run(("step", n), lambda: self._substeps(n))
+
+    def forward(self, mask: Tensor | None = None) -> None:
+        # Of all worlds: where nothing was written, the same values come out again.
+        self._run("forward", self._refresh)
+
+    def _substeps(self, n: int) -> None:
+        ctrl, qpos, qvel = self._state["ctrl"], self._state["qpos"], self._state["qvel"]
+        for _ in range(n):
+            ctrl.copy_(self.law.control(self._target, qpos, qvel))
+            mjw.step(self.m, self.d)
+        self._judge()
+        self._refresh()
+
+    def _judge(self) -> None:
+        """Count overflows, and put worlds that are not finite back to the default state."""
+        self.overflow += (self._bits & _FULL) != 0
+        self._bits.zero_()
+        sound = self._everywhere
+        for field in (self._state["qpos"], self._state["qvel"], self._forces[1]):
+            sound = sound & (field.abs() <= mujoco.mjMAXVAL).all(dim=1)  # a NaN compares as false
+        torch.logical_not(sound, out=self.nonfinite)
+        self.reset(self.nonfinite)
+
+    def _refresh(self) -> None:
+        """Positions, velocities and their sensors at the present state; sensors of forces and accelerations stay."""
+        m, d = self.m, self.d
+        mjw.fwd_kinematics(m, d)
+        if m.nsensorcollision:
+            mjw.collision(m, d)
+        mjw.transmission(m, d)
+        mjw.fwd_velocity(m, d)
+        mjw.sensor_pos(m, d)
+        mjw.sensor_vel(m, d)
+        self._count_contacts()
+
+    def _count_contacts(self) -> None:
+        if self._ncon is not None:
+            world = wp.to_torch(self.d.contact.worldid)
+            valid = torch.arange(len(world), device=self.device) < wp.to_torch(self.d.nacon)
+            self._ncon.zero_().index_add_(0, torch.where(valid, world, 0).long(), valid.to(torch.int32))
+
+    # --- streams and graphs ------------------------------------------------------------------------------------------
+
+    def _run(self, key: Any, body: Callable[[], None]) -> None:
+        if not self._cuda:
+            with self._stream():
+                body()
+        elif torch.cuda.is_current_stream_capturing():
+            self._join(body)
+        elif self._use_graph:
+            with torch.cuda.device(self.device):
+                if key not in self._graphs:
+                    self._graphs[key] = self._capture(body)
+                self._graphs[key].replay()
+        else:
+            with self._stream():
+                body()
+
+    def _capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream(self.device), capture_error_mode="thread_local"):
+            self._join(body)
+        return graph
+
+    def _join(self, body: Callable[[], None]) -> None:
+        """Record body in the capture that torch has begun on its current stream; Warp must know of it."""
+        with self._stream() as stream:
+            wp.capture_begin(stream=stream, external=True)
+            try:
+                body()
+            finally:
+                self._kept.append(wp.capture_end(stream=stream))
+
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[Any]:
+        """Warp works on torch's current stream, which orders its kernels among torch's without waiting."""
+        if self._cuda:
+            stream = wp.stream_from_torch(torch.cuda.current_stream(self.device))
+            with torch.cuda.device(self.device), wp.ScopedStream(stream, sync_enter=False):
+                yield stream
+        else:
+            with wp.ScopedDevice("cpu"):
+                yield None
+
+    # --- per-world model fields --------------------------------------------------------------------------------------
+
+    def model_field(self, name: str) -> Tensor:
+        if name not in self._randomized:
+            raise ValueError(f"model field '{name}' is shared by all worlds; name it in randomized_fields at build")
+        return self._model_fields[name]
+
+    def _expand_option(self, name: str) -> None:
+        """One value a world of a field of mjOption, which put_model does not do."""
+        known = _per_world_fields(type(self.m.opt))
+        if name not in known:
+            raise ValueError(f"'opt.{name}' is no option that can differ between worlds{did_you_mean(name, known)}")
+        shared = getattr(self.m.opt, name)
+        values = np.repeat(shared.numpy(), self.num_envs, axis=0)
+        setattr(self.m.opt, name, wp.array(values, dtype=shared.dtype, device=shared.device))
+
+    def _model_view(self, name: str) -> Tensor:
+        owner: Any = self.m.opt if name.startswith("opt.") else self.m
+        return wp.to_torch(getattr(owner, name.removeprefix("opt.")))
+
+    def set_const(self) -> None:
+        with self._stream():
+            mjw.set_const(self.m, self.d)
+        self.forward()
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return ({f"state/{k}": v for k, v in self._state.items()} | {f"model/{k}": v for k, v in self._model_fields.items()}
+                | {f"law/{k}": v for k, v in self.law.state().items()} | {"overflow": self.overflow})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {k: v.clone() for k, v in self._tensors().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for k, v in self._tensors().items():
+            v.copy_(state[k])
+        self.forward()
+
+
+def _rows(mask: Tensor, field: Tensor) -> Tensor:
+    """mask [E] shaped to select the worlds of field [E, ...]."""
+    return mask.view(-1, *[1] * (field.dim() - 1))
+
+
+def _per_world_fields(kind: type) -> list[str]:
+    """Fields of mjw.Model or mjw.Option that may have one value a world."""
+    return [f.name for f in dataclasses.fields(kind) if (getattr(f.type, "shape", None) or ("",))[0] == "*"]
+
+
+def _check_supported(model: mujoco.MjModel) -> None:
+    """Refuse what this engine would get wrong. Raises: UserError."""
+    if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
+        raise UserError("sim.engine=mjwarp does not support sleeping bodies (<flag sleep>); use sim.engine=mujoco")
+    if model.nhistory:
+        raise UserError("sim.engine=mjwarp does not support MuJoCo's own delays of actuators and sensors; "
+                        "use asset.actuators.<group>.delay or sim.engine=mujoco")
