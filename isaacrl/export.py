@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from isaacrl import algos
+from isaacrl import __version__, algos
 from isaacrl.env import Env, Task
 from isaacrl.errors import UserError
 from isaacrl.runs import write_atomic
@@ -185,7 +185,7 @@ def _contract(env: Env, cfg: DictConfig, module: Deployed, checkpoint: dict[str,
     terms = group.contract(s) if group else [{"name": "policy", "size": width, "history": 1, "offset": 0, "components": [],
                                               "scale": [1.0] * width, "clip": [None, None]}]
     return {
-        "schema": 1, "isaacrl": version("isaacrl"), "task": cfg.task.name, "robot": cfg.asset.name, "algo": cfg.algo.name,
+        "schema": 1, "isaacrl": __version__, "task": cfg.task.name, "robot": cfg.asset.name, "algo": cfg.algo.name,
         "checkpoint": checkpoint, "policy_hz": 1.0 / env.step_dt, "physics_dt": cfg.task.physics_dt,
         "decimation": cfg.task.decimation,
         "input": {"name": "obs", "dtype": "float32", "shape": [None, width], "terms": terms,

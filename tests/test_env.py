@@ -35,7 +35,8 @@ def test_rewards_of_cartpole_by_hand():
     env = make()
     put(env, [0.5, 0.3], [-2.0, 4.0])
     row = dict(zip(env.task.reward_names, env.task.rewards(env.state)[0].tolist()))
-    assert row == pytest.approx({"alive": 1.0, "terminated": 0.0, "upright": -0.09, "cart_speed": -0.02, "pole_speed": -0.02})
+    assert row == pytest.approx({"alive": 1.0, "terminated": 0.0, "upright": -0.09, "centered": -0.125,
+                                 "cart_speed": -0.02, "pole_speed": -0.02})
     env.state.terminated = torch.ones(8, dtype=torch.bool)
     row = dict(zip(env.task.reward_names, env.task.rewards(env.state)[0].tolist()))
     assert row["alive"] == 0.0 and row["terminated"] * env.step_dt == pytest.approx(-2.0)
@@ -93,7 +94,7 @@ def test_a_step_is_fresh_and_ends_worlds_in_the_same_step():
     final = info["final_obs"]["policy"]
     assert (final[:, 1] > 0.7854).all() and (obs["policy"][:, 1].abs() <= 0.3).all()
     dt = env.step_dt
-    expected = -2.0 + dt * (-final[:, 1] ** 2 - 0.01 * final[:, 2].abs() - 0.005 * final[:, 3].abs())
+    expected = -2.0 + dt * (-final[:, 1] ** 2 - 0.5 * final[:, 0] ** 2 - 0.01 * final[:, 2].abs() - 0.005 * final[:, 3].abs())
     torch.testing.assert_close(reward, expected)
     assert (env.state.episode_step == 0).all()
 
