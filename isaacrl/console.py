@@ -149,7 +149,7 @@ def panel(s: Status, console: Console) -> RenderableType:
             left = (inner - 3) // 2 + 2
             lower = _beside(_term_lines(s, left, rows, ascii_only), _learning_lines(s, inner - left - 3, rows), left)
         lines += [Text(), *lower]
-    lines += [Text(), _health_line(s), Text(shown_path(s.run_path), style="dim")]
+    lines += [Text(), *_health_lines(s, inner), Text(shown_path(s.run_path), style="dim")]
     for line in lines:
         line.no_wrap, line.overflow = True, "crop" if ascii_only else "ellipsis"
     state = "training" if s.iteration < s.iterations else "done"
@@ -285,15 +285,16 @@ def _shown(key: str, value: float) -> str:
     return f"{value:.1e}" if key == "lr" else number(value)
 
 
-def _health_line(s: Status) -> Text:
-    """What went wrong, counted; quiet while nothing did."""
+def _health_lines(s: Status, width: int) -> list[Text]:
+    """What went wrong, counted, and the newest warning; quiet while nothing did."""
     counts = [(sum(n for _, n in list(s.warnings.values())), "warning"), (s.nonfinite, "non-finite world"),
               (int(value_or(s.metrics.get("overflow"), 0)), "overflow"), (s.skipped, "skipped update")]
-    shown = [f"{quantity(n)} {what}{'s' if n != 1 else ''}" for n, what in counts if n]
+    shown = ", ".join(f"{quantity(n)} {what}{'s' if n != 1 else ''}" for n, what in counts if n)
     if not shown:
-        return Text("no warnings", style="dim")
+        return [Text("no warnings", style="dim")]
     newest = list(s.warnings.values())[-1][0] if s.warnings else ""
-    return Text(", ".join(shown) + (f": {newest}" if newest else ""), style="yellow")
+    parts = [f"{shown}: {newest}"] if newest and len(shown) + len(newest) + 2 <= width else [shown, newest]
+    return [Text(part, style="yellow") for part in parts if part]
 
 
 def _beside(left: list[Text], right: list[Text], width: int) -> list[Text]:
