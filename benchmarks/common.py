@@ -15,11 +15,18 @@ def machine() -> dict[str, Any]:
     """Hardware and versions."""
     import torch
 
-    cpu = next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?")
+    cpu = next(
+        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?"
+    )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     packages = ("torch", "mujoco", "mujoco-warp", "warp-lang", "hydra-core")
-    return {"date": time.strftime("%Y-%m-%d"), "cpu": cpu, "cores": os.cpu_count(), "gpu": gpu,
-            "python": platform.python_version()} | {p: version(p) for p in packages}
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+    } | {p: version(p) for p in packages}
 
 
 def write(name: str, result: dict[str, Any]) -> None:

@@ -2,9 +2,9 @@
 
     python benchmarks/overhead.py
 
-1. Environment layer and logging against physics, for a contact-rich quadruped and for cart-pole (whose physics is tiny).
-2. PPO's update against a bare torch loop of the same matrix products: forward, input gradient and weight gradient of
-   each layer of policy and critic, nothing else. Rounds of both alternate; the ratio is of medians.
+1. Environment layer and logging against physics, for a contact-rich quadruped and for cart-pole (tiny physics).
+2. PPO's update against a bare torch loop of the same matrix products: forward, input and weight gradient of each
+   layer of policy and critic, nothing else. Rounds of both alternate; the ratio is of medians.
 """
 
 import statistics
@@ -43,9 +43,13 @@ def layers(task: str, iterations: int) -> dict[str, float]:
     rows = rows[2:]
     ms = {k: 1e3 * statistics.median(r[k] for r in rows) for k in ("sim", "env", "log", "policy")}
     steps = cfg.algo.num_steps * cfg.num_envs
-    return ms | {"num_envs": cfg.num_envs, "num_steps": cfg.algo.num_steps, "decimation": cfg.task.decimation,
-                 "physics_steps_per_s": steps * cfg.task.decimation / ms["sim"] * 1e3,
-                 "env_and_log_over_physics": (ms["env"] + ms["log"]) / ms["sim"]}
+    return ms | {
+        "num_envs": cfg.num_envs,
+        "num_steps": cfg.algo.num_steps,
+        "decimation": cfg.task.decimation,
+        "physics_steps_per_s": steps * cfg.task.decimation / ms["sim"] * 1e3,
+        "env_and_log_over_physics": (ms["env"] + ms["log"]) / ms["sim"],
+    }
 
 
 def products(nets: list[torch.nn.Sequential], inputs: list[Tensor], rounds: int) -> float:
@@ -87,9 +91,14 @@ def update(task: str, hidden: str, repeats: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    write("overhead_cpu", {
-        "environment_layer": {task: layers(task, 22) for task in ("crawler", "cartpole")},
-        "update": {"crawler 256-128-64": update("crawler", "[256,128,64]", 9),
-                   "crawler 512-256-128": update("crawler", "[512,256,128]", 5),
-                   "cartpole 32-32": update("cartpole", "[32,32]", 9)},
-    })
+    write(
+        "overhead_cpu",
+        {
+            "environment_layer": {task: layers(task, 22) for task in ("crawler", "cartpole")},
+            "update": {
+                "crawler 256-128-64": update("crawler", "[256,128,64]", 9),
+                "crawler 512-256-128": update("crawler", "[512,256,128]", 5),
+                "cartpole 32-32": update("cartpole", "[32,32]", 9),
+            },
+        },
+    )

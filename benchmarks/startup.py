@@ -1,6 +1,6 @@
 """How soon the command line answers: whole processes, 10 each.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 import statistics

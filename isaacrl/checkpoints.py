@@ -49,11 +49,16 @@ def save_checkpoint(run_path: str | Path, state: dict, iteration: int, score: fl
         while any(e["file"] == path.name for e in old):
             path, n = folder / f"{iteration:06d}_{n}.pt", n + 1
         payload = {"isaacrl_checkpoint": SCHEMA, "iteration": iteration, "score": score, "state": state}
-        entry = {"file": path.name, "iteration": iteration, "sha256": _write_verified(path, payload), "score": score,
-                 "time": time.time()}
+        entry = {
+            "file": path.name,
+            "iteration": iteration,
+            "sha256": _write_verified(path, payload),
+            "score": score,
+            "time": time.time(),
+        }
         entries = [e for e in old if e["iteration"] != iteration] + [entry]
         best = _best(entries)
-        entries = [e for e in entries if e in entries[-max(keep, 1):] or e is best]
+        entries = [e for e in entries if e in entries[-max(keep, 1) :] or e is best]
         write_json(folder / "index.json", {"entries": entries, "latest": entry["file"], "best": best["file"]})
         _link(folder / "latest.pt", entry["file"])
         _link(folder / "best.pt", best["file"])
@@ -82,13 +87,18 @@ def load_checkpoint(run_path: str | Path, which: str | Path = "latest") -> tuple
         entry = _named(folder, entries, which)
         return _read(folder / entry["file"], entry["sha256"])["state"], entry | {"warnings": []}
     if not entries:
-        raise UserError(f"run={run_path}: this run has no checkpoint; start another from its configuration: "
-                        f"isaacrl train run={run_path}")
+        raise UserError(
+            f"run={run_path}: this run has no checkpoint; start another from its configuration: "
+            f"isaacrl train run={run_path}"
+        )
     candidates = entries[::-1]
     if which == "best":
         best = _best(entries)
-        candidates = [best] + sorted((e for e in candidates if e is not best), reverse=True,
-                                     key=lambda e: -math.inf if e["score"] is None else e["score"])
+        candidates = [best] + sorted(
+            (e for e in candidates if e is not best),
+            reverse=True,
+            key=lambda e: -math.inf if e["score"] is None else e["score"],
+        )
     failures: list[str] = []
     for entry in candidates:
         try:
@@ -102,8 +112,10 @@ def load_checkpoint(run_path: str | Path, which: str | Path = "latest") -> tuple
         for note in notes:
             logging.getLogger("isaacrl").warning("warning: %s", note)
         return state, entry | {"warnings": notes}
-    raise UserError(f"run={run_path}: no checkpoint can be loaded ({'; '.join(failures)}); start another from its "
-                    f"configuration: isaacrl train run={run_path}")
+    raise UserError(
+        f"run={run_path}: no checkpoint can be loaded ({'; '.join(failures)}); start another from its "
+        f"configuration: isaacrl train run={run_path}"
+    )
 
 
 class _Newer(UserError):
@@ -180,8 +192,10 @@ def _read(path: Path, digest: str | None) -> dict:
     if not isinstance(payload, dict) or not isinstance(payload.get("isaacrl_checkpoint"), int):
         raise UserError(f"{name} is not an isaacrl checkpoint")
     if payload["isaacrl_checkpoint"] > SCHEMA:
-        raise _Newer(f"{name} was made by a newer isaacrl (schema {payload['isaacrl_checkpoint']}, this one reads up "
-                     f"to {SCHEMA}); upgrade isaacrl")
+        raise _Newer(
+            f"{name} was made by a newer isaacrl (schema {payload['isaacrl_checkpoint']}, this one reads up "
+            f"to {SCHEMA}); upgrade isaacrl"
+        )
     if not isinstance(payload.get("state"), dict):
         raise UserError(f"{name} is not an isaacrl checkpoint (it has no state)")
     return payload
@@ -198,17 +212,27 @@ def _named(folder: Path, entries: list[dict], which: str | Path) -> dict:
         if path == (folder / entry["file"]).resolve():
             return entry
     number = re.match(r"\d+", path.name)
-    return {"file": str(path), "iteration": int(number[0]) if number else None, "sha256": None, "score": None,
-            "time": None}
+    return {
+        "file": str(path),
+        "iteration": int(number[0]) if number else None,
+        "sha256": None,
+        "score": None,
+        "time": None,
+    }
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
     """The index; where it is lost or damaged, one made anew from the files that are whole."""
     try:
         index = json.loads((folder / "index.json").read_text())
-        if all(isinstance(e["file"], str) and e["file"] == Path(e["file"]).name and isinstance(e["iteration"], int)
-               and isinstance(e["sha256"], str) and isinstance(e["score"], (int, float, type(None)))
-               for e in index["entries"]):
+        if all(
+            isinstance(e["file"], str)
+            and e["file"] == Path(e["file"]).name
+            and isinstance(e["iteration"], int)
+            and isinstance(e["sha256"], str)
+            and isinstance(e["score"], (int, float, type(None)))
+            for e in index["entries"]
+        ):
             return index
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
@@ -220,8 +244,15 @@ def _read_index(folder: Path) -> dict[str, Any]:
             payload = _read(path, None)
         except UserError:
             continue
-        entries.append({"file": path.name, "iteration": payload["iteration"], "sha256": sha256(path),
-                        "score": payload["score"], "time": path.stat().st_mtime})
+        entries.append(
+            {
+                "file": path.name,
+                "iteration": payload["iteration"],
+                "sha256": sha256(path),
+                "score": payload["score"],
+                "time": path.stat().st_mtime,
+            }
+        )
     return {"entries": entries}
 
 
@@ -258,5 +289,7 @@ def _check_plain(value: Any, where: str) -> None:
         for i, v in enumerate(value):
             _check_plain(v, f"{where}[{i}]")
     else:
-        raise TypeError(f"{where} is a {type(value).__module__}.{type(value).__name__}; checkpoints hold tensors, "
-                        "numbers, strings, None, and dicts and lists of them")
+        raise TypeError(
+            f"{where} is a {type(value).__module__}.{type(value).__name__}; checkpoints hold tensors, "
+            "numbers, strings, None, and dicts and lists of them"
+        )

@@ -17,12 +17,18 @@ from rich.text import Text
 from isaacrl.progress import Series, Status, bar, clip, duration, number, quantity, shown_path, signed, value_or
 
 REFRESH_HZ = 4
-MAX_WIDTH = 120   # a wider panel only tears its two columns apart
+MAX_WIDTH = 120  # a wider panel only tears its two columns apart
 LEARNING = {  # metric -> label, and a short one
-    "loss/policy": ("policy loss", "policy"), "loss/value": ("value loss", "value"),
-    "kl": ("KL", "KL"), "lr": ("lr", "lr"), "std": ("std", "std"), "entropy": ("entropy", "entropy"),
-    "clip_fraction": ("clipped", "clipped"), "explained_variance": ("explained", "expl"),
-    "torque": ("torque", "torque"), "grad_norm": ("grad norm", "grad"),
+    "loss/policy": ("policy loss", "policy"),
+    "loss/value": ("value loss", "value"),
+    "kl": ("KL", "KL"),
+    "lr": ("lr", "lr"),
+    "std": ("std", "std"),
+    "entropy": ("entropy", "entropy"),
+    "clip_fraction": ("clipped", "clipped"),
+    "explained_variance": ("explained", "expl"),
+    "torque": ("torque", "torque"),
+    "grad_norm": ("grad norm", "grad"),
 }
 
 
@@ -137,9 +143,12 @@ def panel(s: Status, console: Console) -> RenderableType:
     if s.iteration <= s.start or not s.metrics:
         lines.append(Text(start_up(s) if s.phases else "starting", style="dim"))
     else:
-        lines += [Text(), _series_line("return", s.returns, inner, "bold green", ascii_only),
-                  _series_line("length", s.lengths, inner, "green", ascii_only, best=False),
-                  _speed_line(s, inner, ascii_only)]
+        lines += [
+            Text(),
+            _series_line("return", s.returns, inner, "bold green", ascii_only),
+            _series_line("length", s.lengths, inner, "green", ascii_only, best=False),
+            _speed_line(s, inner, ascii_only),
+        ]
         if metrics := _metrics_line(s):
             lines.append(metrics)
         rows = 8 if console.height >= 30 else 5
@@ -153,19 +162,29 @@ def panel(s: Status, console: Console) -> RenderableType:
     for line in lines:
         line.no_wrap, line.overflow = True, "crop" if ascii_only else "ellipsis"
     state = "training" if s.iteration < s.iterations else "done"
-    return Panel(Group(*lines), title=Text(s.title, style="bold"), title_align="left", width=width, padding=(0, 1),
-                 subtitle=Text(state, style="dim"), subtitle_align="right", border_style="blue")
+    return Panel(
+        Group(*lines),
+        title=Text(s.title, style="bold"),
+        title_align="left",
+        width=width,
+        padding=(0, 1),
+        subtitle=Text(state, style="dim"),
+        subtitle_align="right",
+        border_style="blue",
+    )
 
 
 def plain_line(s: Status) -> str:
     """One iteration in one aligned line."""
     m, n = s.metrics, len(str(s.iterations))
     eta = duration(s.eta) if s.eta is not None else "-"
-    return (f"{s.iteration:>{n}}/{s.iterations} {100 * s.iteration // max(s.iterations, 1):>3}%"
-            f"  return {number(s.returns.last):>8}  length {number(s.lengths.last):>7}"
-            f"  {quantity(m.get('steps_per_s')):>6} steps/s  kl {number(m.get('kl')):>8}"
-            f"  lr {_shown('lr', m.get('lr', math.nan)):>7}"
-            f"  std {number(m.get('std')):>6}  {duration(s.elapsed):>7}  eta {eta:>7}")
+    return (
+        f"{s.iteration:>{n}}/{s.iterations} {100 * s.iteration // max(s.iterations, 1):>3}%"
+        f"  return {number(s.returns.last):>8}  length {number(s.lengths.last):>7}"
+        f"  {quantity(m.get('steps_per_s')):>6} steps/s  kl {number(m.get('kl')):>8}"
+        f"  lr {_shown('lr', m.get('lr', math.nan)):>7}"
+        f"  std {number(m.get('std')):>6}  {duration(s.elapsed):>7}  eta {eta:>7}"
+    )
 
 
 def closing(s: Status, summary: dict[str, Any]) -> list[Text]:
@@ -174,8 +193,11 @@ def closing(s: Status, summary: dict[str, Any]) -> list[Text]:
     path = shown_path(s.run_path)
     wall = value_or(s.metrics.get("wall_s"), s.elapsed)
     steps = s.metrics.get("env_steps")
-    head = f"{s.title}: " + (f"stopped by {stopped} at iteration {s.iteration} of {s.iterations}" if stopped
-                             else f"{summary.get('status', 'finished')}, {s.iteration} iterations")
+    head = f"{s.title}: " + (
+        f"stopped by {stopped} at iteration {s.iteration} of {s.iterations}"
+        if stopped
+        else f"{summary.get('status', 'finished')}, {s.iteration} iterations"
+    )
     took = duration(wall)
     if steps:
         took += f", {quantity(steps)} steps, {quantity(steps / max(wall, 1e-9))} steps/s"
@@ -258,8 +280,13 @@ def _term_lines(s: Status, width: int, rows: int, ascii_only: bool) -> list[Text
     for name, value in values[:rows]:
         color = "green" if value >= 0 else "red"
         room = max(width - label - 12, 1)
-        lines.append(Text.assemble(clip(name, label), (f" {signed(value):>9} ", color),
-                                   (bar(abs(value) / top if top else 0.0, room, ascii_only), color)))
+        lines.append(
+            Text.assemble(
+                clip(name, label),
+                (f" {signed(value):>9} ", color),
+                (bar(abs(value) / top if top else 0.0, room, ascii_only), color),
+            )
+        )
     return lines
 
 
@@ -287,8 +314,12 @@ def _shown(key: str, value: float) -> str:
 
 def _health_lines(s: Status, width: int) -> list[Text]:
     """What went wrong, counted, and the newest warning; quiet while nothing did."""
-    counts = [(sum(n for _, n in list(s.warnings.values())), "warning"), (s.nonfinite, "non-finite world"),
-              (int(value_or(s.metrics.get("overflow"), 0)), "overflow"), (s.skipped, "skipped update")]
+    counts = [
+        (sum(n for _, n in list(s.warnings.values())), "warning"),
+        (s.nonfinite, "non-finite world"),
+        (int(value_or(s.metrics.get("overflow"), 0)), "overflow"),
+        (s.skipped, "skipped update"),
+    ]
     shown = ", ".join(f"{quantity(n)} {what}{'s' if n != 1 else ''}" for n, what in counts if n)
     if not shown:
         return [Text("no warnings", style="dim")]

@@ -43,8 +43,12 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 140)  # a log has no width of its own
     console.print(table)
     problems = [line.part for line in lines if line.status == "problem"]
-    console.print(f"\nTraining cannot run here yet: see {', '.join(problems)}." if problems
-                  else "\nTraining can run here: isaacrl train task=cartpole", highlight=False)
+    console.print(
+        f"\nTraining cannot run here yet: see {', '.join(problems)}."
+        if problems
+        else "\nTraining can run here: isaacrl train task=cartpole",
+        highlight=False,
+    )
     return 1 if problems else 0
 
 
@@ -72,6 +76,7 @@ def _mend(name: str, error: Exception) -> str:
 
 # --- the machine ---
 
+
 def check_python() -> Iterator[Line]:
     found = f"{platform.python_version()} ({sys.executable})"
     if sys.version_info < (3, 11):  # noqa: UP036  (pip refuses it, a copied checkout does not)
@@ -94,6 +99,7 @@ def check_system() -> Iterator[Line]:
 
 # --- torch and the GPU ---
 
+
 def check_torch() -> Iterator[Line]:
     import torch
 
@@ -101,8 +107,13 @@ def check_torch() -> Iterator[Line]:
     found = f"{torch.__version__}, " + (f"built for CUDA {cuda}" if cuda else "CPU build")
     size = _cuda_libraries() / GIB
     if cuda and not torch.cuda.is_available() and not _nvidia_smi():
-        yield Line("note", "torch", found, f"its CUDA libraries take {size:.1f} GiB, but there is no GPU; smaller: "
-                   "make clean setup TORCH_INDEX=https://download.pytorch.org/whl/cpu")
+        yield Line(
+            "note",
+            "torch",
+            found,
+            f"its CUDA libraries take {size:.1f} GiB, but there is no GPU; smaller: "
+            "make clean setup TORCH_INDEX=https://download.pytorch.org/whl/cpu",
+        )
     else:
         yield Line("ok", "torch", found)
 
@@ -114,15 +125,29 @@ def check_gpu() -> Iterator[Line]:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(i)
-            yield Line("ok", f"GPU {i}", f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, compute capability "
-                       f"{gpu.major}.{gpu.minor}" + (f", driver {driver}" if driver else ""),
-                       f"device=cuda:{i}; device=auto takes the first GPU")
+            yield Line(
+                "ok",
+                f"GPU {i}",
+                f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, compute capability "
+                f"{gpu.major}.{gpu.minor}" + (f", driver {driver}" if driver else ""),
+                f"device=cuda:{i}; device=auto takes the first GPU",
+            )
     elif driver and torch.version.cuda is None:
-        yield Line("note", "GPU", f"driver {driver}", "an NVIDIA GPU, but torch is a CPU build: install a CUDA build "
-                   "(pytorch.org tells the index): make clean setup TORCH_INDEX=...")
+        yield Line(
+            "note",
+            "GPU",
+            f"driver {driver}",
+            "an NVIDIA GPU, but torch is a CPU build: install a CUDA build "
+            "(pytorch.org tells the index): make clean setup TORCH_INDEX=...",
+        )
     elif driver:
-        yield Line("note", "GPU", f"driver {driver}", f"torch cannot use the GPU: its CUDA {torch.version.cuda} may "
-                   "need a newer driver. Training runs on the CPU meanwhile")
+        yield Line(
+            "note",
+            "GPU",
+            f"driver {driver}",
+            f"torch cannot use the GPU: its CUDA {torch.version.cuda} may "
+            "need a newer driver. Training runs on the CPU meanwhile",
+        )
     else:
         yield Line("ok", "GPU", "none", "device=cpu: the mujoco engine, on CPU threads")
 
@@ -138,18 +163,30 @@ def check_warp() -> Iterator[Line]:
     if wp.is_cuda_available():
         yield Line("ok", "Warp", f"{version}, CUDA {_dotted(driver)} driver", "the mjwarp engine runs on the GPU")
     elif _nvidia_smi():
-        yield Line("note", "Warp", f"{version}, built for CUDA {_dotted(toolkit)}", "cannot use the NVIDIA driver; a "
-                   "newer one may help. Until then: device=cpu")
+        yield Line(
+            "note",
+            "Warp",
+            f"{version}, built for CUDA {_dotted(toolkit)}",
+            "cannot use the NVIDIA driver; a newer one may help. Until then: device=cpu",
+        )
     else:
         yield Line("ok", "Warp", f"{version}, no CUDA driver", "the mjwarp engine serves for checks on the CPU only")
     cache = Path(wp.config.kernel_cache_dir or ".")
     problem = _not_writable(cache)
     if problem:
-        yield Line("note", "kernel cache", f"{cache}: {problem}", "compiled kernels cannot be kept: set "
-                   "WARP_CACHE_PATH to a folder that can be written")
+        yield Line(
+            "note",
+            "kernel cache",
+            f"{cache}: {problem}",
+            "compiled kernels cannot be kept: set WARP_CACHE_PATH to a folder that can be written",
+        )
     else:
-        yield Line("ok", "kernel cache", f"{cache}, {_size(cache) / 2**20:.0f} MiB", "may be deleted; the next run "
-                   "compiles its kernels again")
+        yield Line(
+            "ok",
+            "kernel cache",
+            f"{cache}, {_size(cache) / 2**20:.0f} MiB",
+            "may be deleted; the next run compiles its kernels again",
+        )
 
 
 def check_mujoco() -> Iterator[Line]:
@@ -162,6 +199,7 @@ def check_mujoco() -> Iterator[Line]:
 
 
 # --- pictures and extras ---
+
 
 def check_video() -> Iterator[Line]:
     from isaacrl import render
@@ -182,8 +220,10 @@ def check_video() -> Iterator[Line]:
 
 
 def check_extras() -> Iterator[Line]:
-    for extra, packages, purpose in (("wandb", ("wandb",), "logger=wandb"),
-                                     ("viewer", ("viser", "mjviser"), "isaacrl play viewer=browser")):
+    for extra, packages, purpose in (
+        ("wandb", ("wandb",), "logger=wandb"),
+        ("viewer", ("viser", "mjviser"), "isaacrl play viewer=browser"),
+    ):
         missing = [package for package in packages if util.find_spec(package) is None]
         if missing:
             yield Line("ok", extra, "not installed", f"optional, for {purpose}: pip install 'isaacrl[{extra}]'")
@@ -192,6 +232,7 @@ def check_extras() -> Iterator[Line]:
 
 
 # --- folders ---
+
 
 def check_config() -> Iterator[Line]:
     from isaacrl.conf_source import conf_dir, search_dirs
@@ -217,8 +258,15 @@ def check_outputs() -> Iterator[Line]:
 
 
 CHECKS: dict[str, Callable[[], Iterator[Line]]] = {
-    "Python": check_python, "system": check_system, "torch": check_torch, "GPU": check_gpu, "MuJoCo": check_mujoco,
-    "Warp": check_warp, "pictures": check_video, "extras": check_extras, "configuration": check_config,
+    "Python": check_python,
+    "system": check_system,
+    "torch": check_torch,
+    "GPU": check_gpu,
+    "MuJoCo": check_mujoco,
+    "Warp": check_warp,
+    "pictures": check_video,
+    "extras": check_extras,
+    "configuration": check_config,
     "outputs": check_outputs,
 }
 NEEDED = ("Python", "torch", "MuJoCo", "configuration", "outputs")
@@ -226,11 +274,16 @@ NEEDED = ("Python", "torch", "MuJoCo", "configuration", "outputs")
 
 # --- small tools ---
 
+
 def _nvidia_smi() -> str:
     """Version of the NVIDIA driver, empty where there is none."""
     try:
-        run = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True,
-                             text=True, timeout=30)
+        run = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return run.stdout.split("\n")[0].strip() if run.returncode == 0 else ""
@@ -238,8 +291,12 @@ def _nvidia_smi() -> str:
 
 def _cuda_libraries() -> int:
     """Bytes of the CUDA packages that come with torch."""
-    roots = [Path(place) for name in ("nvidia", "triton") if (spec := util.find_spec(name))
-             for place in spec.submodule_search_locations or []]
+    roots = [
+        Path(place)
+        for name in ("nvidia", "triton")
+        if (spec := util.find_spec(name))
+        for place in spec.submodule_search_locations or []
+    ]
     return sum(_size(root) for root in roots)
 
 

@@ -1,12 +1,12 @@
 """The environment: E robots stepped at once. `Env.step` shows the order of one step.
 
-    env = isaacrl.make("cartpole", num_envs=64, device="cpu")
-    obs = env.reset()
-    obs, reward, terminated, truncated, info = env.step(action)     # tensors on env.device, [E, ...]
+env = isaacrl.make("cartpole", num_envs=64, device="cpu")
+obs = env.reset()
+obs, reward, terminated, truncated, info = env.step(action)     # tensors on env.device, [E, ...]
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import mujoco
 import torch
@@ -35,7 +35,7 @@ class Task:
 
     def setup(self, s: State, cfg: DictConfig) -> None:
         """Once, when the simulation stands: bind the term tables. Overrides call super().setup(s, cfg) first."""
-        table = OmegaConf.to_container(cfg.task, resolve=True)
+        table = container(cfg.task)
         self.actions = bind("actions", table["actions"], s, "task.actions")
         self.reward_terms = bind("rewards", table["rewards"], s, "task.rewards")
         self.weights = torch.tensor([float(t.settings.get("weight", 1.0)) for t in self.reward_terms], device=s.device)
@@ -97,10 +97,12 @@ class Env:
         self.max_episode_steps = max(1, round(cfg.task.episode_length_s / self.step_dt))
         self.timer = Timer(self.device)
 
-        robot = Robot(scene.model, cfg.asset.base, OmegaConf.to_container(cfg.asset.default_pose), self.device)
-        s = self.state = State(self.engine, robot, seed=cfg.seed, step_dt=self.step_dt, max_steps=self.max_episode_steps)
-        table = OmegaConf.to_container(cfg.task, resolve=True)
-        randomization = OmegaConf.to_container(cfg.randomization, resolve=True)
+        robot = Robot(scene.model, cfg.asset.base, container(cfg.asset.default_pose), self.device)
+        s = self.state = State(
+            self.engine, robot, seed=cfg.seed, step_dt=self.step_dt, max_steps=self.max_episode_steps
+        )
+        table = container(cfg.task)
+        randomization = container(cfg.randomization)
         self.everywhere = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._to_default_pose(self.everywhere)
         self.task.setup(s, cfg)
@@ -108,7 +110,9 @@ class Env:
         s.last_action = s.action.clone()
         self.command_terms = bind("commands", table["commands"], s, "task.commands")
         self._read_commands()
-        self.events = events = bind("events", table["events"], s, "task.events") + bind("events", randomization, s, "randomization")
+        self.events = events = bind("events", table["events"], s, "task.events") + bind(
+            "events", randomization, s, "randomization"
+        )
         self.reset_events = [e for e in events if e.settings.get("when", "reset") == "reset"]
         self.startup_events = [e for e in events if e.settings.get("when") == "startup"]
         self.interval_events = [e for e in events if e.settings.get("when") == "interval"]
@@ -119,10 +123,11 @@ class Env:
             event(s, self.everywhere)
 
         zeros = torch.zeros(self.num_envs, device=self.device)
-        self.episode_return = zeros.clone()                                                    # [E]
+        self.episode_return = zeros.clone()  # [E]
         self.whole = self.everywhere.clone()  # worlds whose episode began at its beginning, [E]
         self.episode_metrics = torch.zeros(self.num_envs, len(self.task.metric_terms), device=self.device)
         self._sums = torch.zeros(6 + len(self.task.metric_terms) + len(self.task.reward_names), device=self.device)
+        self._overflow = 0
         self._dry_run()
         self.obs = self.reset()
 
@@ -274,8 +279,12 @@ class Env:
         length = s.episode_step.float()
         per_episode = self.episode_metrics / length[:, None]  # exact for whole episodes
         sums = [
-            ended.sum(), (ended * self.episode_return).sum(), (ended * length).sum(),
-            self.engine.nonfinite.sum().float(), s.joint_torque.abs().mean(), torch.ones_like(reward[0]),
+            ended.sum(),
+            (ended * self.episode_return).sum(),
+            (ended * length).sum(),
+            self.engine.nonfinite.sum().float(),
+            s.joint_torque.abs().mean(),
+            torch.ones_like(reward[0]),
         ]
         self._sums += torch.cat((torch.stack(sums), (per_episode * ended[:, None]).sum(0), rewards.mean(0)))
         self.last_episode_metrics = per_episode  # [E, M], of the episodes that end in this step
@@ -284,6 +293,7 @@ class Env:
         """Means since the last call; one copy to the host. Episode figures are absent if no episode ended."""
         sums = self._sums.tolist()
         overflow = int(self.engine.overflow.sum())
+        overflow, self._overflow = overflow - self._overflow, overflow
         self._sums.zero_()
         episodes, steps, n = sums[0], max(sums[5], 1.0), len(self.task.metric_terms)
         out = {"nonfinite": sums[3], "overflow": float(overflow), "torque": sums[4] / steps}
@@ -301,9 +311,16 @@ class Env:
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that lives outside the engine and outlasts a step."""
         s = self.state
-        out = {"episode_step": s.episode_step, "action": s.action, "last_action": s.last_action,
-               "random_step": s.random.step, "episode_return": self.episode_return,
-               "episode_metrics": self.episode_metrics, "whole": self.whole, "sums": self._sums}
+        out = {
+            "episode_step": s.episode_step,
+            "action": s.action,
+            "last_action": s.last_action,
+            "random_step": s.random.step,
+            "episode_return": self.episode_return,
+            "episode_metrics": self.episode_metrics,
+            "whole": self.whole,
+            "sums": self._sums,
+        }
         out |= {f"timer/{k}": v for k, v in self.timers.items()}
         out |= {f"obs/{k}": v for k, v in self.obs.items()}
         out |= {f"history/{g.name}": g.history for g in self.groups if g.history is not None}
@@ -322,15 +339,26 @@ class Env:
         """
         mine = self._tensors()
         theirs = state["env"]
-        wrong = [k for k in mine if k not in theirs or theirs[k].shape != mine[k].shape] + [k for k in theirs if k not in mine]
+        wrong = [k for k in mine if k not in theirs or theirs[k].shape != mine[k].shape] + [
+            k for k in theirs if k not in mine
+        ]
         if wrong:
-            shapes = {k: (list(theirs[k].shape) if k in theirs else None, list(mine[k].shape) if k in mine else None) for k in wrong[:2]}
+            shapes = {
+                k: (list(theirs[k].shape) if k in theirs else None, list(mine[k].shape) if k in mine else None)
+                for k in wrong[:2]
+            }
             raise UserError(f"checkpoint: made by another environment; (stored, configured) shapes: {shapes}")
         self.engine.load_state_dict(state["engine"])
+        self._overflow = int(self.engine.overflow.sum())
         for k, v in mine.items():
             v.copy_(theirs[k])
         self.state.refresh()
         self._read_commands()
+
+
+def container(node: DictConfig) -> dict[str, Any]:
+    """A configuration node as a plain dictionary."""
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
 def _device(name: str) -> str:

@@ -24,10 +24,18 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     env = Env(cfg)
     algo, entry = algos.load(env, cfg, run_path, options.checkpoint)
     episodes = run_episodes(env, algo.act, options.episodes)
-    result = {"run": str(run_path), "checkpoint": entry, "task": cfg.task.name, "episodes": options.episodes,
-              "seed": options.seed, "engine": env.engine.name, "deterministic_policy": True,
-              "nonfinite": int(episodes.pop("nonfinite").sum()), "overflow": int(env.engine.overflow.sum()),
-              "metrics": {name: statistics(values) for name, values in episodes.items()}}
+    result = {
+        "run": str(run_path),
+        "checkpoint": entry,
+        "task": cfg.task.name,
+        "episodes": options.episodes,
+        "seed": options.seed,
+        "engine": env.engine.name,
+        "deterministic_policy": True,
+        "nonfinite": int(episodes.pop("nonfinite").sum()),
+        "overflow": int(env.engine.overflow.sum()),
+        "metrics": {name: statistics(values) for name, values in episodes.items()},
+    }
     result["solved"] = verdict(cfg, result["metrics"])
     runs.write_json(run_path / "eval.json", result)
     _show(result, run_path)
@@ -71,8 +79,14 @@ def statistics(values: Tensor) -> dict[str, float]:
     n, mean = len(values), values.mean().item()
     std = values.std().item() if n > 1 else 0.0
     half = 1.96 * std / math.sqrt(n)
-    return {"mean": mean, "ci95_low": mean - half, "ci95_high": mean + half, "std": std,
-            "min": values.min().item(), "max": values.max().item()}
+    return {
+        "mean": mean,
+        "ci95_low": mean - half,
+        "ci95_high": mean + half,
+        "std": std,
+        "min": values.min().item(),
+        "max": values.max().item(),
+    }
 
 
 def verdict(cfg: DictConfig, metrics: dict[str, dict[str, float]]) -> dict[str, Any] | None:
@@ -84,16 +98,30 @@ def verdict(cfg: DictConfig, metrics: dict[str, dict[str, float]]) -> dict[str, 
         raise UserError(f"task.solved.metric: unknown metric '{rule.metric}'; there are {sorted(metrics)}")
     mean = metrics[rule.metric]["mean"]
     solved = mean >= rule.threshold if rule.direction == "above" else mean <= rule.threshold
-    return {"metric": rule.metric, "threshold": rule.threshold, "direction": rule.direction, "value": mean, "solved": solved}
+    return {
+        "metric": rule.metric,
+        "threshold": rule.threshold,
+        "direction": rule.direction,
+        "value": mean,
+        "solved": solved,
+    }
 
 
 def _show(result: dict[str, Any], run_path: Path) -> None:
     console = Console()
-    table = Table(title=f"{result['task']}: {result['episodes']} episodes, seed {result['seed']}, engine {result['engine']}")
+    table = Table(
+        title=f"{result['task']}: {result['episodes']} episodes, seed {result['seed']}, engine {result['engine']}"
+    )
     for column in ("metric", "mean", "95% interval", "min", "max"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, s in result["metrics"].items():
-        table.add_row(name, f"{s['mean']:.4g}", f"{s['ci95_low']:.4g} .. {s['ci95_high']:.4g}", f"{s['min']:.4g}", f"{s['max']:.4g}")
+        table.add_row(
+            name,
+            f"{s['mean']:.4g}",
+            f"{s['ci95_low']:.4g} .. {s['ci95_high']:.4g}",
+            f"{s['min']:.4g}",
+            f"{s['max']:.4g}",
+        )
     console.print(table)
     print(f"written: {run_path / 'eval.json'}")
     rule = result["solved"]

@@ -1,9 +1,10 @@
-"""`isaacrl export`: a policy as ONNX that takes the raw observation and returns the joint command, with a JSON contract.
+"""`isaacrl export`: a policy as ONNX, from the raw observation to the joint command, with a JSON contract.
 
 Normalizer, scales, offsets and clips are inside the network file. Nothing is written unless onnxruntime gives the same
 joint targets as the environment did, over a recorded rollout with resets in it.
 """
 
+import copy
 import hashlib
 import io
 import json
@@ -22,8 +23,8 @@ from isaacrl.env import Env, Task
 from isaacrl.errors import UserError
 from isaacrl.runs import write_atomic
 
-TOLERANCE = 1e-5    # largest allowed error of a joint target, in its unit, or relative to its scale where that is > 1
-MAX_WORLDS = 64     # worlds of a recorded rollout
+TOLERANCE = 1e-5  # largest allowed error of a joint target, in its unit, or relative to its scale where that is > 1
+MAX_WORLDS = 64  # worlds of a recorded rollout
 
 
 def export(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
@@ -35,8 +36,10 @@ def export(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     print(f"policy:   {run_path / 'policy.onnx'}")
     print(f"contract: {run_path / 'policy.json'}")
     parity = contract["parity"]
-    print(f"parity:   {parity['samples']} observations under onnxruntime, max error {parity['max_error']:.1e} "
-          f"(allowed {TOLERANCE:.0e})")
+    print(
+        f"parity:   {parity['samples']} observations under onnxruntime, max error {parity['max_error']:.1e} "
+        f"(allowed {TOLERANCE:.0e})"
+    )
     return contract
 
 
@@ -74,8 +77,9 @@ class Deployed(nn.Module):
         return target, action
 
 
-def export_policy(env: Env, algo: Any, run_path: Path, cfg: DictConfig, *, steps: int = 128,
-                  checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
+def export_policy(
+    env: Env, algo: Any, run_path: Path, cfg: DictConfig, *, steps: int = 128, checkpoint: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Write policy.onnx and policy.json for the algorithm's policy; the contract.
 
     The environment is stepped to record the rollout.
@@ -83,20 +87,27 @@ def export_policy(env: Env, algo: Any, run_path: Path, cfg: DictConfig, *, steps
     Raises: UserError where the task computes its targets in code, or where onnxruntime disagrees with the environment.
     """
     if type(env.task).pre_physics_step is not Task.pre_physics_step or not env.task.actions:
-        raise UserError("export: this task computes its targets in code (pre_physics_step); "
-                        "only tasks with an `actions` table can be exported")
-    import copy
-
+        raise UserError(
+            "export: this task computes its targets in code (pre_physics_step); "
+            "only tasks with an `actions` table can be exported"
+        )
     module = Deployed(env, copy.deepcopy(algo.policy).cpu()).eval()
     raw, target, resets = _record(env, algo, steps)
     model = _to_onnx(module, raw[:2])
     contract = _contract(env, cfg, module, checkpoint)
     error = _parity(model, raw, target[:, module.columns], module.scale)
-    contract["parity"] = {"max_error": error, "tolerance": TOLERANCE, "samples": len(raw), "resets": resets,
-                          "onnxruntime": version("onnxruntime")}
+    contract["parity"] = {
+        "max_error": error,
+        "tolerance": TOLERANCE,
+        "samples": len(raw),
+        "resets": resets,
+        "onnxruntime": version("onnxruntime"),
+    }
     if not error < TOLERANCE:
-        raise UserError(f"export: onnxruntime differs from the environment by {error:.2e} (allowed {TOLERANCE:.0e}); "
-                        "nothing was written")
+        raise UserError(
+            f"export: onnxruntime differs from the environment by {error:.2e} (allowed {TOLERANCE:.0e}); "
+            "nothing was written"
+        )
     model = _with_metadata(model, contract)
     contract["sha256"] = hashlib.sha256(model).hexdigest()
     write_atomic(run_path / "policy.onnx", model)
@@ -106,7 +117,7 @@ def export_policy(env: Env, algo: Any, run_path: Path, cfg: DictConfig, *, steps
 
 @torch.no_grad()
 def _record(env: Env, algo: Any, steps: int) -> tuple[Tensor, Tensor, int]:
-    """(raw observations [n, D], targets that the actuators were given [n, nu], resets) of a rollout with resets in it."""
+    """(raw observations [n, D], targets given to the actuators [n, nu], resets) of a rollout with resets in it."""
     worlds = min(env.num_envs, MAX_WORLDS)
     group = next((g for g in env.groups if g.name == "policy"), None)
     env.reset()
@@ -127,9 +138,16 @@ def _to_onnx(module: nn.Module, example: Tensor) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracing exporter is deprecated; the new one takes 70 times as long
-        torch.onnx.export(module, (example,), file, dynamo=False, opset_version=17, input_names=["obs"],
-                          output_names=["joint_target", "action"],
-                          dynamic_axes={"obs": {0: "batch"}, "joint_target": {0: "batch"}, "action": {0: "batch"}})
+        torch.onnx.export(
+            module,
+            (example,),
+            file,
+            dynamo=False,
+            opset_version=17,
+            input_names=["obs"],
+            output_names=["joint_target", "action"],
+            dynamic_axes={"obs": {0: "batch"}, "joint_target": {0: "batch"}, "action": {0: "batch"}},
+        )
     return file.getvalue()
 
 
@@ -172,26 +190,63 @@ def _contract(env: Env, cfg: DictConfig, module: Deployed, checkpoint: dict[str,
         units = {"effort": "N" if length == "m" else "N m", "velocity": f"{length}/s"}.get(kind, length)
         gain, bias = model.actuator_gainprm[a], model.actuator_biasprm[a]
         explicit = actuation.law[a] == 1
-        joints.append({
-            "joint": name, "target": kind, "unit": units, "scale": float(module.scale[i]), "offset": float(module.offset[i]),
-            "action_clip": bound(module.action_clip[i]), "limits": [bound(module.low[i]), bound(module.high[i])],
-            "kp": float(actuation.kp[a]) if explicit else float(-bias[1]),
-            "kd": float(actuation.kd[a]) if explicit else float(-bias[2]),
-            "gain": float(gain[0]), "effort_limit": bound(actuation.effort_limit[a])
-            if explicit else (float(model.actuator_forcerange[a, 1]) if model.actuator_forcelimited[a] else None),
-            "delay_s": float(actuation.delay[a]) * cfg.task.physics_dt,
-        })
+        joints.append(
+            {
+                "joint": name,
+                "target": kind,
+                "unit": units,
+                "scale": float(module.scale[i]),
+                "offset": float(module.offset[i]),
+                "action_clip": bound(module.action_clip[i]),
+                "limits": [bound(module.low[i]), bound(module.high[i])],
+                "kp": float(actuation.kp[a]) if explicit else float(-bias[1]),
+                "kd": float(actuation.kd[a]) if explicit else float(-bias[2]),
+                "gain": float(gain[0]),
+                "effort_limit": bound(actuation.effort_limit[a])
+                if explicit
+                else (float(model.actuator_forcerange[a, 1]) if model.actuator_forcelimited[a] else None),
+                "delay_s": float(actuation.delay[a]) * cfg.task.physics_dt,
+            }
+        )
     width = env.obs["policy"].shape[1]
-    terms = group.contract(s) if group else [{"name": "policy", "size": width, "history": 1, "offset": 0, "components": [],
-                                              "scale": [1.0] * width, "clip": [None, None]}]
+    terms = (
+        group.contract(s)
+        if group
+        else [
+            {
+                "name": "policy",
+                "size": width,
+                "history": 1,
+                "offset": 0,
+                "components": [],
+                "scale": [1.0] * width,
+                "clip": [None, None],
+            }
+        ]
+    )
     return {
-        "schema": 1, "isaacrl": __version__, "task": cfg.task.name, "robot": cfg.asset.name, "algo": cfg.algo.name,
-        "checkpoint": checkpoint, "policy_hz": 1.0 / env.step_dt, "physics_dt": cfg.task.physics_dt,
+        "schema": 1,
+        "isaacrl": __version__,
+        "task": cfg.task.name,
+        "robot": cfg.asset.name,
+        "algo": cfg.algo.name,
+        "checkpoint": checkpoint,
+        "policy_hz": 1.0 / env.step_dt,
+        "physics_dt": cfg.task.physics_dt,
         "decimation": cfg.task.decimation,
-        "input": {"name": "obs", "dtype": "float32", "shape": [None, width], "terms": terms,
-                  "note": "raw SI values; clip, then scale and normalization are inside; history is oldest first"},
+        "input": {
+            "name": "obs",
+            "dtype": "float32",
+            "shape": [None, width],
+            "terms": terms,
+            "note": "raw SI values; clip, then scale and normalization are inside; history is oldest first",
+        },
         "output": {"name": "joint_target", "dtype": "float32", "shape": [None, len(joints)], "joints": joints},
-        "action_output": {"name": "action", "shape": [None, env.task.num_actions],
-                          "note": "the network's own output: what the observation `last_action` must be given"},
-        "joint_order": list(s.robot.joint_names), "default_pose": dict(zip(s.robot.joint_names, s.robot.default_joint_pos.tolist())),
+        "action_output": {
+            "name": "action",
+            "shape": [None, env.task.num_actions],
+            "note": "the network's own output: what the observation `last_action` must be given",
+        },
+        "joint_order": list(s.robot.joint_names),
+        "default_pose": dict(zip(s.robot.joint_names, s.robot.default_joint_pos.tolist())),
     }

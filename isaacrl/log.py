@@ -16,8 +16,8 @@ from typing import Any
 from isaacrl.console import NoView, Status, View, abandon_stdout, open_view
 from isaacrl.files import finite, write_atomic
 
-WANDB_INIT_S = 10     # how long to look for the W&B server; training goes on meanwhile
-WANDB_FINISH_S = 30   # how long to wait for uploads at the end of a run
+WANDB_INIT_S = 10  # how long to look for the W&B server; training goes on meanwhile
+WANDB_FINISH_S = 30  # how long to wait for uploads at the end of a run
 
 Write = Callable[[dict[str, float], int, float], None]  # metrics, step, wall time
 
@@ -100,8 +100,15 @@ class Log:
                 abandon_stdout()
 
 
-def open_log(cfg_logger: Any, run_path: str | Path, *, title: str, iterations: int, start_iteration: int = 0,
-             reward_terms: Iterable[str] = ()) -> Log:
+def open_log(
+    cfg_logger: Any,
+    run_path: str | Path,
+    *,
+    title: str,
+    iterations: int,
+    start_iteration: int = 0,
+    reward_terms: Iterable[str] = (),
+) -> Log:
     """Open the log of a run folder. cfg_logger: the keys of `isaacrl.schema.LoggerConfig`.
 
     start_iteration: iterations done before; what metrics.jsonl says beyond them is cut off, as they will be done again.
@@ -114,11 +121,16 @@ def open_log(cfg_logger: Any, run_path: str | Path, *, title: str, iterations: i
     sinks: dict[str, _Background] = {}
     log = Log(status, open_view(cfg_logger.console, status), sinks)
     if cfg_logger.tensorboard:
-        sinks["tensorboard"] = _Background("TensorBoard", lambda: _tensorboard(run_path, start_iteration), log.warn,
-                                           wait_s=30)
+        sinks["tensorboard"] = _Background(
+            "TensorBoard", lambda: _tensorboard(run_path, start_iteration), log.warn, wait_s=30
+        )
     if cfg_logger.wandb:  # the only place that asks
-        sinks["wandb"] = _Background("W&B", lambda: _wandb(cfg_logger, run_path, title, log.warn), log.warn,
-                                     wait_s=WANDB_INIT_S + WANDB_FINISH_S + 10)
+        sinks["wandb"] = _Background(
+            "W&B",
+            lambda: _wandb(cfg_logger, run_path, title, log.warn),
+            log.warn,
+            wait_s=WANDB_INIT_S + WANDB_FINISH_S + 10,
+        )
     for sink in sinks.values():
         sink.start()
     return log
@@ -170,8 +182,13 @@ class _JsonLines:
 class _Background(threading.Thread):
     """An output on a thread of its own. `opens` does what is slow and returns how to write and to finish, or None."""
 
-    def __init__(self, name: str, opens: Callable[[], tuple[Write, Callable[[], None]] | None],
-                 warn: Callable[[str], None], wait_s: float):
+    def __init__(
+        self,
+        name: str,
+        opens: Callable[[], tuple[Write, Callable[[], None]] | None],
+        warn: Callable[[str], None],
+        wait_s: float,
+    ):
         super().__init__(name=name, daemon=True)
         self._queue: queue.SimpleQueue[tuple[dict[str, float], int, float] | None] = queue.SimpleQueue()
         self._opens, self._warn, self._wait_s = opens, warn, wait_s
@@ -212,8 +229,9 @@ def _tensorboard(run_path: Path, start_iteration: int) -> tuple[Write, Callable[
 
     writer = EventFileWriter(str(run_path / "tb"), max_queue_size=1000, flush_secs=5)
     if start_iteration:  # readers then drop what an earlier process wrote beyond this step
-        writer.add_event(Event(wall_time=time.time(), step=start_iteration + 1,
-                               session_log=SessionLog(status=SessionLog.START)))
+        writer.add_event(
+            Event(wall_time=time.time(), step=start_iteration + 1, session_log=SessionLog(status=SessionLog.START))
+        )
 
     def write(metrics: dict[str, float], step: int, wall_time: float) -> None:
         values = [Summary.Value(tag=k, simple_value=v) for k, v in metrics.items() if k != "iteration"]
@@ -222,8 +240,9 @@ def _tensorboard(run_path: Path, start_iteration: int) -> tuple[Write, Callable[
     return write, writer.close
 
 
-def _wandb(cfg: Any, run_path: Path, title: str,
-           warn: Callable[[str], None]) -> tuple[Write, Callable[[], None]] | None:
+def _wandb(
+    cfg: Any, run_path: Path, title: str, warn: Callable[[str], None]
+) -> tuple[Write, Callable[[], None]] | None:
     """A W&B run; offline, to be synced later, where there is no login or no server."""
     try:
         import wandb
@@ -238,8 +257,16 @@ def _wandb(cfg: Any, run_path: Path, title: str,
     def init(mode: str) -> Any:
         # silent, no console capture: the terminal belongs to the live view. The id makes a resumed run the same run.
         settings = wandb.Settings(init_timeout=WANDB_INIT_S, finish_timeout=WANDB_FINISH_S, console="off", silent=True)
-        return wandb.init(project=cfg.wandb_project, name=f"{title} {run_path.name}", id=run.get("id"), resume="allow",
-                          dir=str(run_path), config=config, mode=mode, settings=settings)
+        return wandb.init(
+            project=cfg.wandb_project,
+            name=f"{title} {run_path.name}",
+            id=run.get("id"),
+            resume="allow",
+            dir=str(run_path),
+            config=config,
+            mode=mode,
+            settings=settings,
+        )
 
     mode = os.environ.get("WANDB_MODE", cfg.wandb_mode)
     reason = ""

@@ -18,8 +18,10 @@ def play(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     cfg = OmegaConf.merge(cfg, {"num_envs": options.num_envs, "seed": options.seed})
     env = Env(cfg)
     algo, entry = algos.load(env, cfg, run_path, options.checkpoint)
-    print(f"playing {cfg.task.name}, checkpoint of iteration {entry['iteration']}, {options.num_envs} worlds, "
-          f"engine {env.engine.name}")
+    print(
+        f"playing {cfg.task.name}, checkpoint of iteration {entry['iteration']}, {options.num_envs} worlds, "
+        f"engine {env.engine.name}"
+    )
     if options.viewer == "browser":
         from isaacrl.viewer import view
 
@@ -28,8 +30,15 @@ def play(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     steps = max(1, round(options.seconds / env.step_dt))
     qpos, returns = record(env, algo.act, steps)
     every = max(1, round(1.0 / (FPS * env.step_dt)))
-    frames = list(render.render_frames(env.engine.model, qpos[::every], camera=OmegaConf.to_container(cfg.task.camera),
-                                       width=options.width, height=options.height))
+    frames = list(
+        render.render_frames(
+            env.engine.model,
+            qpos[::every],
+            camera=OmegaConf.to_container(cfg.task.camera),
+            width=options.width,
+            height=options.height,
+        )
+    )
     folder = run_path / "videos"
     folder.mkdir(exist_ok=True)
     name = f"iteration_{entry['iteration']:06d}"

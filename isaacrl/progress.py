@@ -117,8 +117,17 @@ def number(x: float | None) -> str:
         return str(x)
     if size and (size < 1e-3 or size >= 1e5):
         return f"{x:.1e}"
-    return f"{x:.0f}" if size >= 1000 else f"{x:.1f}" if size >= 100 else f"{x:.2f}" if size >= 10 else f"{x:.3f}" if (
-        size >= 1 or not size) else f"{x:.4f}"
+    return (
+        f"{x:.0f}"
+        if size >= 1000
+        else f"{x:.1f}"
+        if size >= 100
+        else f"{x:.2f}"
+        if size >= 10
+        else f"{x:.3f}"
+        if (size >= 1 or not size)
+        else f"{x:.4f}"
+    )
 
 
 def clip(text: str, width: int) -> str:

@@ -29,8 +29,16 @@ GAP = 2  # pixels between the worlds of one picture
 GAP_COLOR = 0.2
 
 
-def render_frames(model: Any, qpos: Any, *, camera: dict[str, Any] | None = None, width: int = 640, height: int = 480,
-                  mocap: tuple[Any, Any] | None = None, renderer: str | None = None) -> Iterator[np.ndarray]:
+def render_frames(
+    model: Any,
+    qpos: Any,
+    *,
+    camera: dict[str, Any] | None = None,
+    width: int = 640,
+    height: int = 480,
+    mocap: tuple[Any, Any] | None = None,
+    renderer: str | None = None,
+) -> Iterator[np.ndarray]:
     """Pictures of E worlds side by side, one a time step: uint8 [height, width, 3].
 
     Args:
@@ -95,8 +103,14 @@ def write_video(frames: Iterable[np.ndarray], path: str | Path, fps: float) -> i
     part = path.with_name(f".{path.stem}.part.mp4")
     try:
         sink = imageio_ffmpeg.write_frames(
-            str(part), (width, height), fps=fps, codec="libx264", quality=None, macro_block_size=2,
-            output_params=["-crf", "20", "-preset", "veryfast", "-movflags", "+faststart"])
+            str(part),
+            (width, height),
+            fps=fps,
+            codec="libx264",
+            quality=None,
+            macro_block_size=2,
+            output_params=["-crf", "20", "-preset", "veryfast", "-movflags", "+faststart"],
+        )
         sink.send(None)
         count = 0
         for frame in itertools.chain([first], frames):
@@ -105,8 +119,9 @@ def write_video(frames: Iterable[np.ndarray], path: str | Path, fps: float) -> i
         sink.close()
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: the video could not be written: {_one_line(error)}. "
-                        "`isaacrl doctor` says what ffmpeg it found.") from error
+        raise UserError(
+            f"{path}: the video could not be written: {_one_line(error)}. `isaacrl doctor` says what ffmpeg it found."
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return count
@@ -121,11 +136,16 @@ def write_png(frame: np.ndarray, path: str | Path) -> None:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits a channel, RGB
-    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-                           + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b""))
+    Path(path).write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 # --- which OpenGL ---
+
 
 def _candidates() -> list[str]:
     """OpenGL backends worth trying, best first. MUJOCO_GL, MuJoCo's own switch, comes before our order."""
@@ -164,15 +184,16 @@ def _draw_something(name: str) -> None:
     """Draw a white sphere through backend `name`; raise unless it shows."""
     import mujoco
 
-    model = mujoco.MjModel.from_xml_string(
-        "<mujoco><worldbody><geom size='.1' rgba='1 1 1 1'/></worldbody></mujoco>")
-    frame = next(_gl_frames(name, model, _poses(model, np.zeros((1, 1, 0)), None), _view(model, {}), [(0, 0, 32, 32)],
-                            32, 32))
+    model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='.1' rgba='1 1 1 1'/></worldbody></mujoco>")
+    frame = next(
+        _gl_frames(name, model, _poses(model, np.zeros((1, 1, 0)), None), _view(model, {}), [(0, 0, 32, 32)], 32, 32)
+    )
     if frame.max() == 0:
         raise RuntimeError("it draws nothing")
 
 
 # --- what is shared by both renderers ---
+
 
 def _view(model: Any, camera: dict[str, Any]) -> Any:
     """The `mujoco.MjvCamera` that the keys of `camera` describe."""
@@ -227,8 +248,16 @@ def _one_line(error: BaseException) -> str:
 
 # --- OpenGL ---
 
-def _gl_frames(name: str, model: Any, poses: Iterable[Iterable[Any]], view: Any,
-               tiles: list[tuple[int, int, int, int]], width: int, height: int) -> Iterator[np.ndarray]:
+
+def _gl_frames(
+    name: str,
+    model: Any,
+    poses: Iterable[Iterable[Any]],
+    view: Any,
+    tiles: list[tuple[int, int, int, int]],
+    width: int,
+    height: int,
+) -> Iterator[np.ndarray]:
     """Every world into its own viewport of one off-screen buffer, read back once a picture."""
     import mujoco
 
@@ -274,8 +303,15 @@ def _halve(pixels: np.ndarray) -> np.ndarray:
 
 # --- mujoco-warp ---
 
-def _warp_frames(model: Any, poses: Iterable[Iterable[Any]], view: Any, tiles: list[tuple[int, int, int, int]],
-                 width: int, height: int) -> Iterator[np.ndarray]:
+
+def _warp_frames(
+    model: Any,
+    poses: Iterable[Iterable[Any]],
+    view: Any,
+    tiles: list[tuple[int, int, int, int]],
+    width: int,
+    height: int,
+) -> Iterator[np.ndarray]:
     """All worlds of a picture in one launch, on the GPU if Warp has one, else on the CPU."""
     if model.ncam == 0:
         raise UserError("The model has no camera; without OpenGL a picture needs one: add <camera/> to its worldbody.")
@@ -291,9 +327,18 @@ def _warp_frames(model: Any, poses: Iterable[Iterable[Any]], view: Any, tiles: l
     model.cam_sensorsize[0] = 0  # 0: the field of view counts, not a sensor's size
     m, d = mjw.put_model(model), mjw.make_data(model, nworld=num)
     context = mjw.create_render_context(
-        model, num, cam_res=(w, h), cam_active=[0], render_rgb=True, render_depth=False, render_seg=False,
-        use_shadows=True, render_skybox=True, background_color=(0.8, 0.85, 0.9, 1.0),
-        samples_per_pixel=2 if wp.get_device().is_cuda else 1)
+        model,
+        num,
+        cam_res=(w, h),
+        cam_active=[0],
+        render_rgb=True,
+        render_depth=False,
+        render_seg=False,
+        use_shadows=True,
+        render_skybox=True,
+        background_color=(0.8, 0.85, 0.9, 1.0),
+        samples_per_pixel=2 if wp.get_device().is_cuda else 1,
+    )
     drawn = ("geom_xpos", "geom_xmat", "light_xpos", "light_xdir", "flexvert_xpos")
     cam_xpos, cam_xmat = np.zeros((num, model.ncam, 3)), np.zeros((num, model.ncam, 3, 3))
     cam_xpos[:, 0], cam_xmat[:, 0] = _camera_pose(view)
@@ -312,14 +357,15 @@ def _warp_frames(model: Any, poses: Iterable[Iterable[Any]], view: Any, tiles: l
         mjw.get_rgb(context, 0, rgb)
         images = np.rint(rgb.numpy() * 255).clip(0, 255).astype(np.uint8)
         for image, (left, top, _, _) in zip(images, tiles, strict=True):
-            picture[top:top + h, left:left + w] = image
+            picture[top : top + h, left : left + w] = image
         yield picture.copy()
 
 
 def _camera_pose(view: Any) -> tuple[np.ndarray, np.ndarray]:
     """Position [3] and orientation [3, 3] (columns: right, up, backward) of a free camera."""
     azimuth, elevation = math.radians(view.azimuth), math.radians(view.elevation)
-    forward = np.array([math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth),
-                        math.sin(elevation)])
+    forward = np.array(
+        [math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)]
+    )
     right = np.array([math.sin(azimuth), -math.cos(azimuth), 0.0])
     return view.lookat - view.distance * forward, np.stack([right, np.cross(right, forward), -forward], axis=1)

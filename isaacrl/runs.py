@@ -23,8 +23,18 @@ from isaacrl.errors import UserError
 from isaacrl.files import remove_temporaries, sha256, write_atomic, write_json
 from isaacrl.suggest import did_you_mean
 
-__all__ = ["CheckpointError", "Run", "StopSignals", "create", "find", "load_checkpoint", "open_run", "save_checkpoint",
-           "write_atomic", "write_json"]
+__all__ = [
+    "CheckpointError",
+    "Run",
+    "StopSignals",
+    "create",
+    "find",
+    "load_checkpoint",
+    "open_run",
+    "save_checkpoint",
+    "write_atomic",
+    "write_json",
+]
 
 SCHEMA = 1
 _PACKAGES = ("isaacrl", "torch", "mujoco", "mujoco-warp", "warp-lang", "hydra-core", "numpy")
@@ -48,8 +58,9 @@ class Run:
         try:
             write_json(self.path / name, obj)
         except OSError as e:
-            raise UserError(f"{self.path / name}: cannot be written ({e.strerror or e}); make room or check "
-                            "permissions") from e
+            raise UserError(
+                f"{self.path / name}: cannot be written ({e.strerror or e}); make room or check permissions"
+            ) from e
 
     def close(self) -> None:
         if self._lock is not None:
@@ -64,8 +75,15 @@ class Run:
         self.close()
 
 
-def create(outputs: str | Path, task: str, algo: str, config_yaml: str, *, command: Sequence[str],
-           term_files: Sequence[Path] = ()) -> Run:
+def create(
+    outputs: str | Path,
+    task: str,
+    algo: str,
+    config_yaml: str,
+    *,
+    command: Sequence[str],
+    term_files: Sequence[Path] = (),
+) -> Run:
     """Make outputs/<task>/<date>_<time>_<algo>[_n]/ and hold it. run.json comes last: without it, a folder is no run.
 
     Raises: UserError where the folder cannot be made.
@@ -73,8 +91,10 @@ def create(outputs: str | Path, task: str, algo: str, config_yaml: str, *, comma
     try:
         sources = [(Path(file), Path(file).read_bytes()) for file in term_files]
     except OSError as e:
-        raise UserError(f"{e.filename}: this file of your terms cannot be read to keep it with the run ({e.strerror}); "
-                        "check that it exists and may be read") from e
+        raise UserError(
+            f"{e.filename}: this file of your terms cannot be read to keep it with the run ({e.strerror}); "
+            "check that it exists and may be read"
+        ) from e
     now = time.time()
     stamp = datetime.fromtimestamp(now).strftime("%Y-%m-%d_%H-%M-%S")
     path = None
@@ -86,18 +106,32 @@ def create(outputs: str | Path, task: str, algo: str, config_yaml: str, *, comma
         git, diff = _git(Path.cwd())
         if diff:
             write_atomic(path / "git.diff", diff)
-        write_json(path / "run.json", {
-            "schema": SCHEMA, "id": os.urandom(4).hex(), "task": task, "algo": algo, "status": "created",
-            "started": now, "started_at": datetime.fromtimestamp(now).astimezone().isoformat(timespec="seconds"),
-            "command": shlex.join(command), "directory": str(Path.cwd()), "host": socket.gethostname(),
-            "platform": platform.platform(), "versions": {"python": platform.python_version()} | _versions(),
-            "git": git, "terms": terms,
-        })
+        write_json(
+            path / "run.json",
+            {
+                "schema": SCHEMA,
+                "id": os.urandom(4).hex(),
+                "task": task,
+                "algo": algo,
+                "status": "created",
+                "started": now,
+                "started_at": datetime.fromtimestamp(now).astimezone().isoformat(timespec="seconds"),
+                "command": shlex.join(command),
+                "directory": str(Path.cwd()),
+                "host": socket.gethostname(),
+                "platform": platform.platform(),
+                "versions": {"python": platform.python_version()} | _versions(),
+                "git": git,
+                "terms": terms,
+            },
+        )
     except OSError as e:
         if path is not None:
             shutil.rmtree(path, ignore_errors=True)
-        raise UserError(f"outputs={outputs}: no run folder can be made there ({e.strerror or e}: {e.filename}); "
-                        "set outputs=<folder> to one with room that you may write to") from e
+        raise UserError(
+            f"outputs={outputs}: no run folder can be made there ({e.strerror or e}: {e.filename}); "
+            "set outputs=<folder> to one with room that you may write to"
+        ) from e
     return run
 
 
@@ -109,8 +143,9 @@ def open_run(path: str | Path) -> Run:
     path = Path(path)
     schema = _read_run(path).get("schema", 0)
     if schema > SCHEMA:
-        raise UserError(f"run={path}: made by a newer isaacrl (schema {schema}, this one reads up to {SCHEMA}); "
-                        "upgrade isaacrl")
+        raise UserError(
+            f"run={path}: made by a newer isaacrl (schema {schema}, this one reads up to {SCHEMA}); upgrade isaacrl"
+        )
     try:
         run = Run(path)
         remove_temporaries(path)
@@ -130,8 +165,12 @@ def find(run: str | Path, outputs: str | Path = "outputs") -> Path:
     known = _all_runs(Path(outputs))
     if name == "latest" and known:
         return known[0]
-    tests = (lambda p: name in (p.name, f"{p.parent.name}/{p.name}"), lambda p: p.parent.name == name,
-             lambda p: p.parent.name.startswith(name), lambda p: p.name.startswith(name))
+    tests = (
+        lambda p: name in (p.name, f"{p.parent.name}/{p.name}"),
+        lambda p: p.parent.name == name,
+        lambda p: p.parent.name.startswith(name),
+        lambda p: p.name.startswith(name),
+    )
     for test in tests if name else ():
         if match := next((p for p in known if test(p)), None):
             return match
@@ -140,8 +179,10 @@ def find(run: str | Path, outputs: str | Path = "outputs") -> Path:
     if Path(name).is_dir():
         raise UserError(f"run={name}: not a run folder (it has no run.json); the newest run is {known[0]}")
     names = {p.parent.name for p in known} | {p.name for p in known[:100]}
-    raise UserError(f"run={name}: no such run under {outputs}/{did_you_mean(name, names)}; "
-                    f"the newest: {', '.join(str(p) for p in known[:3])}")
+    raise UserError(
+        f"run={name}: no such run under {outputs}/{did_you_mean(name, names)}; "
+        f"the newest: {', '.join(str(p) for p in known[:3])}"
+    )
 
 
 class StopSignals:
@@ -202,8 +243,10 @@ def _acquire(path: Path) -> int:
         holder = os.pread(fd, 200, 0).decode(errors="replace").split()
         os.close(fd)
         who = f"process {holder[0]} on {holder[1]}" if len(holder) == 2 else "another process"
-        raise UserError(f"run={path}: in use by {who}; wait until it ends or stop it"
-                        + (f" (kill {holder[0]})" if len(holder) == 2 else "")) from None
+        raise UserError(
+            f"run={path}: in use by {who}; wait until it ends or stop it"
+            + (f" (kill {holder[0]})" if len(holder) == 2 else "")
+        ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
     return fd
@@ -255,9 +298,17 @@ def _versions() -> dict[str, str | None]:
 
 def _git(folder: Path) -> tuple[dict[str, Any] | None, bytes]:
     """Commit and state of the working directory's repository, and its uncommitted changes; None where there is none."""
+
     def git(*args: str) -> bytes:
-        return subprocess.run(["git", "--no-optional-locks", *args], cwd=folder, check=True, timeout=10,
-                              stdin=subprocess.DEVNULL, capture_output=True).stdout
+        return subprocess.run(
+            ["git", "--no-optional-locks", *args],
+            cwd=folder,
+            check=True,
+            timeout=10,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+        ).stdout
+
     try:
         commit = git("rev-parse", "HEAD").decode().strip()
         diff = git("diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color")

@@ -10,8 +10,16 @@ from typing import Any
 from omegaconf import MISSING
 
 
-def key(default: Any, help: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None,
-        lt: float | None = None, choices: tuple | None = None) -> Any:
+def key(
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: tuple | None = None,
+) -> Any:
     """A configuration key with its meaning and its range."""
     rules = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices}
     if isinstance(default, (list, dict)):
@@ -25,7 +33,9 @@ class Solved:
 
     metric: str = key(MISSING, "a metric of the evaluation: return, episode_length, or a term of task.metrics")
     threshold: float = key(MISSING, "the value to reach")
-    direction: str = key("above", "whether the metric must lie above or below the threshold", choices=("above", "below"))
+    direction: str = key(
+        "above", "whether the metric must lie above or below the threshold", choices=("above", "below")
+    )
 
 
 @dataclass
@@ -85,7 +95,9 @@ class PPOConfig:
     epochs: int = key(5, "passes over a rollout", ge=1)
     minibatches: int = key(4, "minibatches an epoch; must divide num_envs * num_steps", ge=1)
     lr: float = key(1e-3, "learning rate (the starting one if adaptive)", gt=0, le=1)
-    schedule: str = key("adaptive", "learning rate: follow the KL divergence, or stay fixed", choices=("adaptive", "fixed"))
+    schedule: str = key(
+        "adaptive", "learning rate: follow the KL divergence, or stay fixed", choices=("adaptive", "fixed")
+    )
     desired_kl: float = key(0.01, "KL divergence an adaptive learning rate aims at", gt=0)
     lr_min: float = key(1e-5, "lower bound of the adaptive learning rate", gt=0)
     lr_max: float = key(1e-2, "upper bound of the adaptive learning rate", gt=0)

@@ -74,11 +74,11 @@ class Robot:
         for pattern, value in default_pose.items():
             for j in match([pattern], self.joint_names, "asset.default_pose"):
                 qpos[self.qpos_adr[j]] = float(value)
-        tensor = dict(dtype=torch.float32, device=device)
-        self.default_qpos = torch.tensor(qpos, **tensor)                                  # [nq]
-        self.default_joint_pos = torch.tensor(qpos[self.qpos_adr], **tensor)              # [J]
+        tensor: dict[str, Any] = {"dtype": torch.float32, "device": device}
+        self.default_qpos = torch.tensor(qpos, **tensor)  # [nq]
+        self.default_joint_pos = torch.tensor(qpos[self.qpos_adr], **tensor)  # [J]
         limits = [list(model.jnt_range[j]) if model.jnt_limited[j] else [-torch.inf, torch.inf] for j in scalar]
-        self.joint_pos_limits = torch.tensor(limits, **tensor).reshape(-1, 2)             # [J, 2]
+        self.joint_pos_limits = torch.tensor(limits, **tensor).reshape(-1, 2)  # [J, 2]
 
 
 class BodyView(_Lazy):
@@ -131,27 +131,32 @@ class SiteView(_Lazy):
 class State(_Lazy):
     """What the simulation and the environment know, by name."""
 
-    def __init__(self, engine: Engine, robot: Robot, *, seed: int, step_dt: float, max_steps: int, num_actions: int = 0):
+    def __init__(
+        self, engine: Engine, robot: Robot, *, seed: int, step_dt: float, max_steps: int, num_actions: int = 0
+    ):
         self.engine, self.robot = engine, robot
         self.num_envs, self.device = engine.num_envs, engine.device
-        self.step_dt = step_dt                       # seconds a policy step
-        self.max_episode_steps = max_steps           # steps of a full episode
+        self.step_dt = step_dt  # seconds a policy step
+        self.max_episode_steps = max_steps  # steps of a full episode
         self.random = Random(seed, torch.arange(self.num_envs, device=self.device))
         self.body_root = torch.as_tensor(engine.model.body_rootid, dtype=torch.long, device=self.device)
         self._stream, self._draw = "", 0
         self._fields: dict[str, Tensor] = {}
         self._views: dict[tuple, BodyView | SiteView] = {}
-        self._qpos_joints, self._qvel_joints = as_index(robot.qpos_adr, self.device), as_index(robot.qvel_adr, self.device)
+        self._qpos_joints, self._qvel_joints = (
+            as_index(robot.qpos_adr, self.device),
+            as_index(robot.qvel_adr, self.device),
+        )
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(self.num_envs, *shape, dtype=dtype, device=self.device)
 
-        self.episode_step = zeros(dtype=torch.int64)   # steps since the reset, [E]
-        self.action = zeros(num_actions)               # the policy's output in this step, [E, num_actions]
-        self.last_action = zeros(num_actions)          # and in the step before (0 after a reset), [E, num_actions]
-        self.terminated = zeros(dtype=torch.bool)      # the episode ended in failure or success in this step, [E]
-        self.truncated = zeros(dtype=torch.bool)       # the episode ended only because time ran out, [E]
-        self.commands: dict[str, Tensor] = {}          # value of each command term, [E, n]
+        self.episode_step = zeros(dtype=torch.int64)  # steps since the reset, [E]
+        self.action = zeros(num_actions)  # the policy's output in this step, [E, num_actions]
+        self.last_action = zeros(num_actions)  # and in the step before (0 after a reset), [E, num_actions]
+        self.terminated = zeros(dtype=torch.bool)  # the episode ended in failure or success in this step, [E]
+        self.truncated = zeros(dtype=torch.bool)  # the episode ended only because time ran out, [E]
+        self.commands: dict[str, Tensor] = {}  # value of each command term, [E, n]
 
     # --- the simulator's own names -----------------------------------------------------------------------------------
 

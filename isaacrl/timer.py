@@ -9,7 +9,7 @@ import torch
 
 
 class Timer:
-    """Seconds spent in named sections since the last `read`. Sections may nest: a section's time excludes its inner ones.
+    """Seconds spent in named sections since the last `read`. A section's time excludes that of sections inside it.
 
     On a GPU sections are bracketed by events on the current stream and added up only when read.
     """

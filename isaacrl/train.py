@@ -16,7 +16,7 @@ from isaacrl.export import export_policy
 from isaacrl.log import Log, open_log
 from isaacrl.runs import CheckpointError, Run, StopSignals
 
-MAX_FAILED_SAVES = 3       # consecutive failures to write a checkpoint before training stops
+MAX_FAILED_SAVES = 3  # consecutive failures to write a checkpoint before training stops
 MAX_SKIPPED_ITERATIONS = 20  # consecutive iterations without one finite update before training stops
 
 
@@ -29,8 +29,9 @@ def train(cfg: DictConfig, run: str | None = None) -> dict[str, Any]:
         algo = algos.build(env, cfg)
         env.stagger()
         phases.done("networks")
-        folder = runs.create(cfg.outputs, cfg.task.name, cfg.algo.name, dump(cfg), command=sys.argv,
-                             term_files=_user_files(env))
+        folder = runs.create(
+            cfg.outputs, cfg.task.name, cfg.algo.name, dump(cfg), command=sys.argv, term_files=_user_files(env)
+        )
         with folder:
             return _loop(cfg, env, algo, folder, signals, phases, Progress())
 
@@ -49,8 +50,10 @@ def resume(run_path: Path, cfg: DictConfig) -> dict[str, Any]:
         phases.done("networks")
         progress = Progress(**state["progress"])
         if progress.iteration >= cfg.algo.iterations:
-            raise UserError(f"run={run_path}: already at iteration {progress.iteration} of {cfg.algo.iterations}; "
-                            f"add algo.iterations={2 * progress.iteration} to train on")
+            raise UserError(
+                f"run={run_path}: already at iteration {progress.iteration} of {cfg.algo.iterations}; "
+                f"add algo.iterations={2 * progress.iteration} to train on"
+            )
         return _loop(cfg, env, algo, folder, signals, phases, progress)
 
 
@@ -70,17 +73,32 @@ class Phases:
 class Progress:
     """The counters of a run that outlast a restart."""
 
-    def __init__(self, iteration: int = 0, env_steps: int = 0, wall_s: float = 0.0, best: float | None = None,
-                 first: float | None = None, last: float | None = None, last_length: float | None = None):
+    def __init__(
+        self,
+        iteration: int = 0,
+        env_steps: int = 0,
+        wall_s: float = 0.0,
+        best: float | None = None,
+        first: float | None = None,
+        last: float | None = None,
+        last_length: float | None = None,
+    ):
         self.iteration, self.env_steps, self.wall_s = iteration, env_steps, wall_s
         self.best, self.first, self.last, self.last_length = best, first, last, last_length
 
 
-def _loop(cfg: DictConfig, env: Env, algo: Any, run: Run, signals: StopSignals, phases: Phases,
-          progress: Progress) -> dict[str, Any]:
+def _loop(
+    cfg: DictConfig, env: Env, algo: Any, run: Run, signals: StopSignals, phases: Phases, progress: Progress
+) -> dict[str, Any]:
     start = progress.iteration
-    log = open_log(cfg.logger, run.path, title=f"{cfg.task.name} · {cfg.algo.name}", iterations=cfg.algo.iterations,
-                   start_iteration=start, reward_terms=env.task.reward_names)
+    log = open_log(
+        cfg.logger,
+        run.path,
+        title=f"{cfg.task.name} · {cfg.algo.name}",
+        iterations=cfg.algo.iterations,
+        start_iteration=start,
+        reward_terms=env.task.reward_names,
+    )
     log.info(f"engine {env.engine.name}: {env.engine.reason}")
     phases.done("logging")
     for name, seconds in phases.seconds.items():
@@ -94,8 +112,10 @@ def _loop(cfg: DictConfig, env: Env, algo: Any, run: Run, signals: StopSignals, 
             metrics = _iterate(cfg, env, algo, progress, log)
             skipped = skipped + 1 if metrics["skipped_updates"] >= cfg.algo.epochs * cfg.algo.minibatches else 0
             if skipped >= MAX_SKIPPED_ITERATIONS:
-                raise UserError(f"training diverged: no finite update in {skipped} iterations; the last good checkpoint is "
-                                f"kept in {run.path}; lower algo.lr or look at the rewards")
+                raise UserError(
+                    f"training diverged: no finite update in {skipped} iterations; the last good checkpoint is "
+                    f"kept in {run.path}; lower algo.lr or look at the rewards"
+                )
             last = progress.iteration == cfg.algo.iterations or bool(signals.received)
             better = _improved(progress, metrics)
             if last or failed_saves or better or progress.iteration % cfg.checkpoint.every == 0:
@@ -131,7 +151,11 @@ def _iterate(cfg: DictConfig, env: Env, algo: Any, progress: Progress, log: Log)
     progress.iteration += 1
     progress.env_steps += steps
     progress.wall_s += seconds
-    out: dict[str, float] = {"iteration": progress.iteration, "env_steps": progress.env_steps, "wall_s": progress.wall_s}
+    out: dict[str, float] = {
+        "iteration": progress.iteration,
+        "env_steps": progress.env_steps,
+        "wall_s": progress.wall_s,
+    }
     out |= metrics | values
     out["steps_per_s"] = steps / seconds
     out |= {f"time/{name}": spent.get(name, 0.0) for name in ("sim", "env", "policy", "update")}
@@ -159,26 +183,42 @@ def _improved(progress: Progress, metrics: dict[str, float]) -> bool:
 
 def _save(cfg: DictConfig, env: Env, algo: Any, run: Run, progress: Progress, log: Log, failures: int) -> int:
     """Write a checkpoint; the number of consecutive failures."""
-    state = {"signature": algos.signature(env), "algo": algo.state_dict(), "env": env.state_dict(),
-             "progress": dict(vars(progress))}
+    state = {
+        "signature": algos.signature(env),
+        "algo": algo.state_dict(),
+        "env": env.state_dict(),
+        "progress": dict(vars(progress)),
+    }
     try:
         runs.save_checkpoint(run.path, state, progress.iteration, progress.last, cfg.checkpoint.keep)
         return 0
     except CheckpointError as e:
         if failures + 1 >= MAX_FAILED_SAVES:
-            raise UserError(f"{run.path}: {MAX_FAILED_SAVES} checkpoints in a row could not be written ({e}); "
-                            "make room and continue with resume=true") from e
+            raise UserError(
+                f"{run.path}: {MAX_FAILED_SAVES} checkpoints in a row could not be written ({e}); "
+                "make room and continue with resume=true"
+            ) from e
         log.warn(f"checkpoint not written ({e}); trying again after the next iteration")
         return failures + 1
 
 
 def _summary(cfg: DictConfig, run: Run, progress: Progress, signals: StopSignals, start: int) -> dict[str, Any]:
     return {
-        "run": str(run.path), "task": cfg.task.name, "algo": cfg.algo.name, "seed": cfg.seed, "num_envs": cfg.num_envs,
-        "iterations": progress.iteration, "resumed_at": start or None, "env_steps": progress.env_steps,
-        "wall_s": round(progress.wall_s, 3), "steps_per_s": round(progress.env_steps / max(progress.wall_s, 1e-9)),
-        "return_first": progress.first, "return": progress.last, "return_best": progress.best,
-        "episode_length": progress.last_length, "interrupted": signals.received,
+        "run": str(run.path),
+        "task": cfg.task.name,
+        "algo": cfg.algo.name,
+        "seed": cfg.seed,
+        "num_envs": cfg.num_envs,
+        "iterations": progress.iteration,
+        "resumed_at": start or None,
+        "env_steps": progress.env_steps,
+        "wall_s": round(progress.wall_s, 3),
+        "steps_per_s": round(progress.env_steps / max(progress.wall_s, 1e-9)),
+        "return_first": progress.first,
+        "return": progress.last,
+        "return_best": progress.best,
+        "episode_length": progress.last_length,
+        "interrupted": signals.received,
     }
 
 

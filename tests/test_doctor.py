@@ -15,8 +15,22 @@ def lines_of(check):
 def test_this_machine_can_train_and_every_part_is_reported(capsys):
     assert doctor.main() == 0
     out = capsys.readouterr().out
-    for part in ("Python", "system", "torch", "GPU", "MuJoCo", "Warp", "kernel cache", "pictures", "videos", "wandb",
-                 "viewer", "configuration", "outputs", "Training can run here"):
+    for part in (
+        "Python",
+        "system",
+        "torch",
+        "GPU",
+        "MuJoCo",
+        "Warp",
+        "kernel cache",
+        "pictures",
+        "videos",
+        "wandb",
+        "viewer",
+        "configuration",
+        "outputs",
+        "Training can run here",
+    ):
         assert part in out
     assert "[green]" not in out
 
@@ -40,18 +54,24 @@ def test_a_broken_part_is_a_line(monkeypatch, capsys, part, error):
 def fake_torch(cuda, gpus):
     properties = SimpleNamespace(name="NVIDIA Test", total_memory=24 * 2**30, major=9, minor=0)
     return SimpleNamespace(
-        __version__="2.13.0", version=SimpleNamespace(cuda=cuda),
-        cuda=SimpleNamespace(is_available=lambda: gpus > 0, device_count=lambda: gpus,
-                             get_device_properties=lambda i: properties))
+        __version__="2.13.0",
+        version=SimpleNamespace(cuda=cuda),
+        cuda=SimpleNamespace(
+            is_available=lambda: gpus > 0, device_count=lambda: gpus, get_device_properties=lambda i: properties
+        ),
+    )
 
 
-@pytest.mark.parametrize("cuda, gpus, driver, torch_says, gpu_says", [
-    (None, 0, "", ("ok", ""), ("ok", "device=cpu")),
-    ("13.0", 0, "", ("note", "no GPU; smaller: make clean setup TORCH_INDEX="), ("ok", "device=cpu")),
-    ("13.0", 2, "580.1", ("ok", ""), ("ok", "device=cuda:0")),
-    (None, 0, "580.1", ("ok", ""), ("note", "torch is a CPU build")),
-    ("13.0", 0, "470.1", ("ok", ""), ("note", "newer driver")),
-])
+@pytest.mark.parametrize(
+    "cuda, gpus, driver, torch_says, gpu_says",
+    [
+        (None, 0, "", ("ok", ""), ("ok", "device=cpu")),
+        ("13.0", 0, "", ("note", "no GPU; smaller: make clean setup TORCH_INDEX="), ("ok", "device=cpu")),
+        ("13.0", 2, "580.1", ("ok", ""), ("ok", "device=cuda:0")),
+        (None, 0, "580.1", ("ok", ""), ("note", "torch is a CPU build")),
+        ("13.0", 0, "470.1", ("ok", ""), ("note", "newer driver")),
+    ],
+)
 def test_torch_and_gpu(monkeypatch, cuda, gpus, driver, torch_says, gpu_says):
     monkeypatch.setitem(sys.modules, "torch", fake_torch(cuda, gpus))
     monkeypatch.setattr(doctor, "_nvidia_smi", lambda: driver)

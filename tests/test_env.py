@@ -35,8 +35,16 @@ def test_rewards_of_cartpole_by_hand():
     env = make()
     put(env, [0.5, 0.3], [-2.0, 4.0])
     row = dict(zip(env.task.reward_names, env.task.rewards(env.state)[0].tolist()))
-    assert row == pytest.approx({"alive": 1.0, "terminated": 0.0, "upright": -0.09, "centered": -0.125,
-                                 "cart_speed": -0.02, "pole_speed": -0.02})
+    assert row == pytest.approx(
+        {
+            "alive": 1.0,
+            "terminated": 0.0,
+            "upright": -0.09,
+            "centered": -0.125,
+            "cart_speed": -0.02,
+            "pole_speed": -0.02,
+        }
+    )
     env.state.terminated = torch.ones(8, dtype=torch.bool)
     row = dict(zip(env.task.reward_names, env.task.rewards(env.state)[0].tolist()))
     assert row["alive"] == 0.0 and row["terminated"] * env.step_dt == pytest.approx(-2.0)
@@ -94,7 +102,9 @@ def test_a_step_is_fresh_and_ends_worlds_in_the_same_step():
     final = info["final_obs"]["policy"]
     assert (final[:, 1] > 0.7854).all() and (obs["policy"][:, 1].abs() <= 0.3).all()
     dt = env.step_dt
-    expected = -2.0 + dt * (-final[:, 1] ** 2 - 0.5 * final[:, 0] ** 2 - 0.01 * final[:, 2].abs() - 0.005 * final[:, 3].abs())
+    expected = -2.0 + dt * (
+        -(final[:, 1] ** 2) - 0.5 * final[:, 0] ** 2 - 0.01 * final[:, 2].abs() - 0.005 * final[:, 3].abs()
+    )
     torch.testing.assert_close(reward, expected)
     assert (env.state.episode_step == 0).all()
 
@@ -133,9 +143,14 @@ def test_a_world_evolves_the_same_whatever_the_number_of_worlds():
 
 
 def test_noise_scale_clip_and_history():
-    env = make("cartpole", 5,
-               "task.observations.policy.joint_pos.noise=0.1", "task.observations.policy.joint_vel.history=3",
-               "task.observations.policy.joint_vel.scale=0.5", "task.observations.policy.joint_vel.clip=[-0.2,0.2]")
+    env = make(
+        "cartpole",
+        5,
+        "task.observations.policy.joint_pos.noise=0.1",
+        "task.observations.policy.joint_vel.history=3",
+        "task.observations.policy.joint_vel.scale=0.5",
+        "task.observations.policy.joint_vel.clip=[-0.2,0.2]",
+    )
     group = env.groups[0]
     assert env.obs["policy"].shape == (5, 2 + 2 * 3) == (5, group.width)
     speeds = []
@@ -174,8 +189,12 @@ def test_memory_resets_by_mask_and_advances_once():
 
 
 def test_commands_resample_by_world_and_are_observed():
-    env = make("cartpole", 4, "task.commands.goal={fn: uniform, low: [-1], high: [1], resample_s: 0.1}",
-               "task.observations.policy.command={name: goal}")
+    env = make(
+        "cartpole",
+        4,
+        "task.commands.goal={fn: uniform, low: [-1], high: [1], resample_s: 0.1}",
+        "task.observations.policy.command={name: goal}",
+    )
     seen = [env.obs["policy"][:, 4].clone()]
     for _ in range(12):
         put(env, [0.0, 0.0], [0.0, 0.0])
@@ -186,7 +205,11 @@ def test_commands_resample_by_world_and_are_observed():
 
 
 def test_interval_events_strike_within_their_interval():
-    env = make("cartpole", 64, "task.events.kick={fn: reset_joints, when: interval, interval_s: [0.1, 0.2], position: [0.05, 0.05]}")
+    env = make(
+        "cartpole",
+        64,
+        "task.events.kick={fn: reset_joints, when: interval, interval_s: [0.1, 0.2], position: [0.05, 0.05]}",
+    )
     ages, struck = torch.zeros(64), []
     for _ in range(40):
         put(env, [0.0, 0.0], [0.0, 0.0])
@@ -214,9 +237,13 @@ def test_non_finite_worlds_end_and_the_others_never_notice():
 
 
 def test_state_dict_continues_bit_for_bit():
-    overrides = ("task.observations.policy.joint_vel.history=3", "task.observations.policy.joint_pos.noise=0.02",
-                 "task.rewards.acc={fn: joint_acc_l2, weight: -1e-4}", "task.terminations.fallen.limit=0.3",
-                 "task.events.kick={fn: reset_joints, when: interval, interval_s: [0.05, 0.3], position: [-0.1, 0.1]}")
+    overrides = (
+        "task.observations.policy.joint_vel.history=3",
+        "task.observations.policy.joint_pos.noise=0.02",
+        "task.rewards.acc={fn: joint_acc_l2, weight: -1e-4}",
+        "task.terminations.fallen.limit=0.3",
+        "task.events.kick={fn: reset_joints, when: interval, interval_s: [0.05, 0.3], position: [-0.1, 0.1]}",
+    )
     env = make("cartpole", 16, *overrides)
     act = lambda e, t: torch.sin(torch.arange(16.0) + t)[:, None]  # noqa: E731
     for t in range(40):
@@ -280,7 +307,8 @@ def test_a_term_with_memory_from_an_installed_package(lab):
 
 
 def test_a_task_as_one_class(lab, monkeypatch):
-    (lab / "lab_terms" / "task.py").write_text(textwrap.dedent('''
+    (lab / "lab_terms" / "task.py").write_text(
+        textwrap.dedent("""
         import torch
         import isaacrl
 
@@ -302,10 +330,13 @@ def test_a_task_as_one_class(lab, monkeypatch):
                 return s.joint_pos[:, 1].abs() > 0.5, torch.zeros(s.num_envs, dtype=torch.bool)
             def reset(self, s, mask):
                 s.write_joints(s.robot.default_joint_pos.expand(s.num_envs, 2), s.joint_vel + 0.1, mask)
-    '''))
+    """)
+    )
     (lab / "conf" / "task").mkdir(parents=True)
     (lab / "conf" / "task" / "balance.yaml").write_text(
-        "defaults: [{override /asset: cartpole}, _self_]\nname: balance\nenv: 'lab_terms.task:Balance'\nphysics_dt: 0.01\n")
+        "defaults: [{override /asset: cartpole}, _self_]\nname: balance\n"
+        "env: 'lab_terms.task:Balance'\nphysics_dt: 0.01\n"
+    )
     monkeypatch.chdir(lab)  # a user's ./conf is found
     env = make("balance", 4)
     torch.testing.assert_close(env.obs["policy"], torch.tensor([[0.0, 0.0, 0.1, 0.1]]).expand(4, 4))
@@ -316,11 +347,14 @@ def test_a_task_as_one_class(lab, monkeypatch):
     assert ended and reward.min() > 0
 
 
-@pytest.mark.parametrize(("override", "says"), [
-    ("task.actions.effort.joints=[hinge]", "no actuator"),
-    ("task.rewards.upright.joints=[hinges]", "hinge"),
-    ("task.observations.policy.joint_pos.scale=[1,2,3]", "3 values given for 2"),
-])
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("task.actions.effort.joints=[hinge]", "no actuator"),
+        ("task.rewards.upright.joints=[hinges]", "hinge"),
+        ("task.observations.policy.joint_pos.scale=[1,2,3]", "3 values given for 2"),
+    ],
+)
 def test_mistakes_in_a_task_say_what_and_where(override, says):
     with pytest.raises(UserError) as e:
         make("cartpole", 2, override)

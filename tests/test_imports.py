@@ -54,9 +54,17 @@ def test_imports_go_one_way(path):
     assert not upward(path, path.read_text()), f"{path.name} imports a layer above its own"
 
 
-@pytest.mark.parametrize("line", ["from isaacrl.env import Env", "from isaacrl import env", "import isaacrl.cli",
-                                  "def f():\n    from isaacrl import make", "from ..env import Env",
-                                  "from .. import env"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from isaacrl.env import Env",
+        "from isaacrl import env",
+        "import isaacrl.cli",
+        "def f():\n    from isaacrl import make",
+        "from ..env import Env",
+        "from .. import env",
+    ],
+)
 def test_the_rule_sees_every_form_of_import(line):
     assert upward(ROOT / "terms" / "rewards.py", line)
 
@@ -86,7 +94,15 @@ def test_no_file_loads_pickles(path):
     assert not unsafe_loads(path.read_text())
 
 
-@pytest.mark.parametrize("line", ["import pickle", "from dill import load", "torch.load(f)",
-                                  "torch.load(f, weights_only=False)", "np.load(f, allow_pickle=True)"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from dill import load",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "np.load(f, allow_pickle=True)",
+    ],
+)
 def test_the_rule_sees_unsafe_loads(line):
     assert unsafe_loads(line)

@@ -21,8 +21,15 @@ from isaacrl import console, log
 from isaacrl.progress import Series, Status, duration, number, quantity
 from isaacrl.schema import LoggerConfig
 
-TERMS = ["upright", "track_lin_vel", "joint_deviation_of_both_hips_and_knees", "action_rate", "torque", "air_time",
-         "x" * 60]
+TERMS = [
+    "upright",
+    "track_lin_vel",
+    "joint_deviation_of_both_hips_and_knees",
+    "action_rate",
+    "torque",
+    "air_time",
+    "x" * 60,
+]
 
 
 def quiet(**kwargs) -> LoggerConfig:
@@ -31,11 +38,29 @@ def quiet(**kwargs) -> LoggerConfig:
 
 def metrics(i: int) -> dict[str, float]:
     """What a trainer sends; no episode ends in the first two iterations."""
-    out = {"iteration": i, "env_steps": i * 1000, "wall_s": i * 0.5, "reward": 0.5, "torque": 12.3,
-           "loss/policy": -0.0123, "loss/value": 0.2, "entropy": 3.2, "kl": 0.0098, "lr": 1e-3, "std": 0.8,
-           "clip_fraction": 0.12, "grad_norm": 0.5,
-           "steps_per_s": 185e3, "time/sim": 0.31, "time/env": 0.05, "time/policy": 0.04, "time/update": 0.1,
-           "nonfinite": 0, "overflow": 0, "skipped_updates": 0}
+    out = {
+        "iteration": i,
+        "env_steps": i * 1000,
+        "wall_s": i * 0.5,
+        "reward": 0.5,
+        "torque": 12.3,
+        "loss/policy": -0.0123,
+        "loss/value": 0.2,
+        "entropy": 3.2,
+        "kl": 0.0098,
+        "lr": 1e-3,
+        "std": 0.8,
+        "clip_fraction": 0.12,
+        "grad_norm": 0.5,
+        "steps_per_s": 185e3,
+        "time/sim": 0.31,
+        "time/env": 0.05,
+        "time/policy": 0.04,
+        "time/update": 0.1,
+        "nonfinite": 0,
+        "overflow": 0,
+        "skipped_updates": 0,
+    }
     out |= {f"reward/{name}": (-1) ** k / (k + 1) for k, name in enumerate(TERMS)}
     if i > 2:
         out |= {"return": 10.0 * i, "episode_length": 5.0 * i, "metric/tip_height": 0.9}
@@ -43,8 +68,9 @@ def metrics(i: int) -> dict[str, float]:
 
 
 def open_quiet(path: Path, start: int = 0, **kwargs) -> log.Log:
-    return log.open_log(quiet(**kwargs), path, title="cartpole ppo", iterations=100, start_iteration=start,
-                        reward_terms=TERMS)
+    return log.open_log(
+        quiet(**kwargs), path, title="cartpole ppo", iterations=100, start_iteration=start, reward_terms=TERMS
+    )
 
 
 def lines(path: Path) -> list[dict]:
@@ -60,8 +86,10 @@ def test_one_strict_json_object_an_iteration_at_once(tmp_path):
         run.log(metrics(i) | {"bad": math.nan, "worse": -math.inf}, i)
         assert [r["iteration"] for r in lines(tmp_path)] == list(range(1, i + 1))  # before close
     run.close(None)
+
     def refuse(name):
         raise AssertionError(f"{name} is no JSON")
+
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line, parse_constant=refuse)
         assert record["bad"] is None and record["worse"] is None and record["lr"] == 1e-3
@@ -134,6 +162,7 @@ def test_warnings_are_counted_by_key_and_written_once(tmp_path):
 
 def events(path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     return EventAccumulator(str(path / "tb"), size_guidance={"scalars": 0}).Reload()
 
 
@@ -162,9 +191,11 @@ def test_tensorboard_shows_no_iteration_twice_after_resume(tmp_path):
 def test_a_slow_import_does_not_hold_up_training(tmp_path, monkeypatch):
     """TensorBoard needs a second to load here; opening and the first iterations do not wait, and nothing is lost."""
     release, wrote = threading.Event(), []
+
     def slow(*_):
         release.wait(10)
         return lambda m, step, _: wrote.append(step), lambda: None
+
     monkeypatch.setattr(log, "_tensorboard", slow)
     began = time.perf_counter()
     run = open_quiet(tmp_path, tensorboard=True)
@@ -179,6 +210,7 @@ def test_a_slow_import_does_not_hold_up_training(tmp_path, monkeypatch):
 def test_a_failing_output_is_left_out_with_one_warning(tmp_path, monkeypatch):
     def broken(m, step, wall_time):
         raise RuntimeError("no more\nroom")
+
     monkeypatch.setattr(log, "_tensorboard", lambda *_: (broken, lambda: None))
     run = open_quiet(tmp_path, tensorboard=True)
     for i in range(1, 10):
@@ -314,10 +346,30 @@ def test_the_live_view_shows_what_matters():
     status.warnings["k"] = ("raise sim.nconmax", 2)
     for width in (80, 160):
         text = "\n".join(drawn(status, width))
-        for part in ("61/100", "61%", "ETA", "610.0", "best 610.0 at 61", "305.0", "185k", "sim 62%", "update 20%",
-                     "▁", "█", "+1.000", "-0.5000", "track_lin_vel", "KL", "0.0098", "1.0e-03", "tip_height", "0.9000",
-                     "2 warnings, 3 non-finite worlds, 7 overflows, 1 skipped update", "raise sim.nconmax",
-                     "outputs/cartpole/2025-01-01_00-00-00_ppo"):
+        for part in (
+            "61/100",
+            "61%",
+            "ETA",
+            "610.0",
+            "best 610.0 at 61",
+            "305.0",
+            "185k",
+            "sim 62%",
+            "update 20%",
+            "▁",
+            "█",
+            "+1.000",
+            "-0.5000",
+            "track_lin_vel",
+            "KL",
+            "0.0098",
+            "1.0e-03",
+            "tip_height",
+            "0.9000",
+            "2 warnings, 3 non-finite worlds, 7 overflows, 1 skipped update",
+            "raise sim.nconmax",
+            "outputs/cartpole/2025-01-01_00-00-00_ppo",
+        ):
             assert part in text, (width, part)
     assert len(drawn(status, 80, height=24)) <= 23
     order = [line.split("│")[1].split()[0] for line in drawn(status, 160) if "+" in line or " -0.5" in line]
@@ -326,8 +378,19 @@ def test_the_live_view_shows_what_matters():
 
 def test_the_live_view_survives_missing_and_broken_numbers():
     status = Status("t", Path("r"), 10)
-    status.add({"return": math.nan, "reward/a": math.nan, "reward/b": math.inf, "kl": math.nan, "steps_per_s": math.nan,
-                "nonfinite": math.nan, "time/sim": math.nan, "lr": math.inf}, 1)
+    status.add(
+        {
+            "return": math.nan,
+            "reward/a": math.nan,
+            "reward/b": math.inf,
+            "kl": math.nan,
+            "steps_per_s": math.nan,
+            "nonfinite": math.nan,
+            "time/sim": math.nan,
+            "lr": math.inf,
+        },
+        1,
+    )
     text = "\n".join(drawn(status, 80))
     assert "no episode ended" in text and "nan" in text
     assert "1/10" in console.plain_line(status)
@@ -367,8 +430,9 @@ sys.stderr.write("the end")
 
 
 def program(path: Path, mode: str = "auto", pause: float = 0.0, summary: dict | None = None) -> list[str]:
-    code = PROGRAM.format(tests=str(Path(__file__).parent), mode=mode, path=str(path), pause=pause,
-                          summary=summary or {})
+    code = PROGRAM.format(
+        tests=str(Path(__file__).parent), mode=mode, path=str(path), pause=pause, summary=summary or {}
+    )
     return [sys.executable, "-c", code]
 
 
@@ -388,9 +452,15 @@ def test_plain_lines_when_piped(tmp_path):
     assert [int(line.split("/")[0]) for line in steps] == [1, *range(10, 101, 10)]
     assert len({line.index("steps/s") for line in steps}) == 1 and max(map(len, steps)) <= 130  # aligned
     text = done.stdout
-    for part in ("finished, 100 iterations", "30.00 -> 1000, best 1000 at iteration 100", "15.00 -> 500.0",
-                 "0:50, 100k steps, 2k steps/s", "policy.onnx", f"isaacrl eval run={tmp_path}",
-                 f"isaacrl play run={tmp_path}"):
+    for part in (
+        "finished, 100 iterations",
+        "30.00 -> 1000, best 1000 at iteration 100",
+        "15.00 -> 500.0",
+        "0:50, 100k steps, 2k steps/s",
+        "policy.onnx",
+        f"isaacrl eval run={tmp_path}",
+        f"isaacrl play run={tmp_path}",
+    ):
         assert part in text, part
     assert "resume=true" not in text
 
@@ -419,8 +489,9 @@ def test_console_none_is_silent(tmp_path, capfd):
 
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
     """`isaacrl train | head -1`"""
-    child = subprocess.Popen(program(tmp_path, pause=0.005), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             text=True, env=environment())
+    child = subprocess.Popen(
+        program(tmp_path, pause=0.005), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
     assert child.stdout is not None and child.stderr is not None
     assert child.stdout.readline().startswith("cartpole")
     child.stdout.close()
@@ -431,8 +502,13 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
 def in_terminal(command: list[str], width: int = 80, **extra: str) -> tuple[str, int]:
     """What a command writes to a terminal of this size, and its exit status."""
     main, side = pty.openpty()
-    child = subprocess.Popen(command, stdout=side, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-                             env=environment(COLUMNS=str(width), LINES="24", **extra))
+    child = subprocess.Popen(
+        command,
+        stdout=side,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        env=environment(COLUMNS=str(width), LINES="24", **extra),
+    )
     os.close(side)
     out, end = b"", time.monotonic() + 30
     while time.monotonic() < end:
@@ -502,16 +578,35 @@ def test_a_series_keeps_its_shape_in_bounded_memory():
     assert flat.spark(10) == "▁▁▁" and Series().spark(10) == ""
 
 
-@pytest.mark.parametrize(("x", "text"), [
-    (0, "0.000"), (1.23456, "1.235"), (-12.345, "-12.35"), (123.456, "123.5"), (1e4, "10000"), (2e6, "2.0e+06"),
-    (0.0123, "0.0123"), (-1e-5, "-1.0e-05"), (None, "-"), (math.nan, "nan")])
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (0, "0.000"),
+        (1.23456, "1.235"),
+        (-12.345, "-12.35"),
+        (123.456, "123.5"),
+        (1e4, "10000"),
+        (2e6, "2.0e+06"),
+        (0.0123, "0.0123"),
+        (-1e-5, "-1.0e-05"),
+        (None, "-"),
+        (math.nan, "nan"),
+    ],
+)
 def test_numbers_read_well(x, text):
     assert number(x) == text
 
 
 def test_quantities_and_durations_read_well():
     assert [quantity(x) for x in (7, 999, 185_000, 999_900, 1.23e7, 4e9, None)] == [
-        "7", "999", "185k", "1000k", "12.3M", "4G", "-"]
+        "7",
+        "999",
+        "185k",
+        "1000k",
+        "12.3M",
+        "4G",
+        "-",
+    ]
     assert [duration(x) for x in (0, 41, 60, 3723, 90_000)] == ["0:00", "0:41", "1:00", "1:02:03", "25:00:00"]
 
 

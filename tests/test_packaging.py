@@ -19,18 +19,30 @@ import isaacrl
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-REQUIREMENTS = [Requirement(r) for r in PROJECT["dependencies"]
-                + [r for rs in PROJECT["optional-dependencies"].values() for r in rs]]
-PINS = dict(re.match(r"([\w.-]+)==(\S+)$", line).groups()
-            for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#"))
+REQUIREMENTS = [
+    Requirement(r)
+    for r in PROJECT["dependencies"] + [r for rs in PROJECT["optional-dependencies"].values() for r in rs]
+]
+PINS = dict(
+    re.match(r"([\w.-]+)==(\S+)$", line).groups()
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+)
 PINS = {canonicalize_name(name): version for name, version in PINS.items()}
 
 
 def run(*command, cwd=ROOT):
     """The finished process; its output is shown if it failed."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    process = subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True,
-                             stdin=subprocess.DEVNULL, timeout=300)
+    process = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+    )
     assert process.returncode == 0, process.stdout + process.stderr
     return process
 
@@ -81,8 +93,17 @@ def test_the_installed_command_knows_its_tasks(installed, tmp_path):
 
 def test_the_installed_command_trains(installed, tmp_path):
     """Configuration and robot both come out of the wheel."""
-    run(installed / "isaacrl", "train", "task=cartpole", "num_envs=16", "algo.iterations=1", "algo.minibatches=1",
-        "device=cpu", "logger.tensorboard=false", cwd=tmp_path)
+    run(
+        installed / "isaacrl",
+        "train",
+        "task=cartpole",
+        "num_envs=16",
+        "algo.iterations=1",
+        "algo.minibatches=1",
+        "device=cpu",
+        "logger.tensorboard=false",
+        cwd=tmp_path,
+    )
     assert list(tmp_path.glob("outputs/cartpole/*/summary.json"))
 
 

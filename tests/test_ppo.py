@@ -47,13 +47,16 @@ def test_gae_is_the_discounted_sum_of_td_errors():
         assert ours[t, e].item() == pytest.approx(expected, abs=1e-10)
 
 
-@pytest.mark.parametrize(("ratio", "advantage", "loss", "slope"), [
-    (1.0, 2.0, -2.0, -2.0),     # inside the clip range: the plain gradient
-    (1.5, 2.0, -2.4, 0.0),      # already improved enough
-    (0.5, 2.0, -1.0, -2.0),     # a good action made less likely: pull it back
-    (0.5, -2.0, 1.6, 0.0),      # a bad action already less likely
-    (1.5, -2.0, 3.0, 2.0),      # a bad action made more likely: push it back
-])
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [
+        (1.0, 2.0, -2.0, -2.0),  # inside the clip range: the plain gradient
+        (1.5, 2.0, -2.4, 0.0),  # already improved enough
+        (0.5, 2.0, -1.0, -2.0),  # a good action made less likely: pull it back
+        (0.5, -2.0, 1.6, 0.0),  # a bad action already less likely
+        (1.5, -2.0, 3.0, 2.0),  # a bad action made more likely: push it back
+    ],
+)
 def test_clipped_objective(ratio, advantage, loss, slope):
     r = torch.tensor([ratio], requires_grad=True)
     out = ppo.policy_loss(r, torch.tensor([advantage]), 0.2)

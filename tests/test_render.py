@@ -44,8 +44,9 @@ def balls():
 
 
 def draw(model, qpos, renderer, width=96, height=64, camera=CAMERA, mocap=None):
-    return list(render.render_frames(model, qpos, camera=camera, width=width, height=height, mocap=mocap,
-                                     renderer=renderer))
+    return list(
+        render.render_frames(model, qpos, camera=camera, width=width, height=height, mocap=mocap, renderer=renderer)
+    )
 
 
 def where(image, channel):
@@ -74,7 +75,7 @@ def test_every_world_has_its_own_tile(balls, renderer):
     positions = np.array([-1.0, 0.5, 1.0])
     (image,) = draw(balls, positions[None, :, None], renderer, 128, 96)
     for (x, y, w, h), position in zip(render._tiles(3, 128, 96), positions, strict=True):
-        column = where(image[y:y + h, x:x + w], 0)[1]
+        column = where(image[y : y + h, x : x + w], 0)[1]
         assert column == pytest.approx(0.5 + 0.5 * position / (4 * np.tan(np.radians(22.5)) * w / h), abs=0.04)
     assert (image[-40:, -55:] == round(255 * render.GAP_COLOR)).all()  # no fourth world
 
@@ -92,8 +93,8 @@ def test_both_renderers_show_the_same_cartpole():
     model = mujoco.MjModel.from_xml_path(str(Path(isaacrl.__file__).parent / "assets" / "cartpole.xml"))
     view = {"lookat": [0, 0, 1.05], "distance": 4.2, "azimuth": 90, "elevation": -9}
     gl, warp = (draw(model, [[[0.4, 0.6]]], r, 160, 120, view)[0].astype(int) for r in ("gl", "warp"))
-    assert np.abs(gl - warp).mean() < 12       # of 255
-    assert np.abs(gl - gl[::-1]).mean() > 20   # upside down would show
+    assert np.abs(gl - warp).mean() < 12  # of 255
+    assert np.abs(gl - gl[::-1]).mean() > 20  # upside down would show
 
 
 def test_the_first_opengl_that_draws_is_taken(monkeypatch):
@@ -129,9 +130,14 @@ def test_a_broken_opengl_is_a_line_of_text():
     assert "no_such_gl" in render.gl_problem("no_such_gl")
 
 
-@pytest.mark.parametrize("camera, message", [({"zoom": 2}, "task.camera.zoom: unknown key.*lookat"),
-                                             ({"distance": "far"}, "task.camera.distance=far: expected a number"),
-                                             ({"lookat": [1, 2]}, "task.camera.lookat=.*three numbers")])
+@pytest.mark.parametrize(
+    "camera, message",
+    [
+        ({"zoom": 2}, "task.camera.zoom: unknown key.*lookat"),
+        ({"distance": "far"}, "task.camera.distance=far: expected a number"),
+        ({"lookat": [1, 2]}, "task.camera.lookat=.*three numbers"),
+    ],
+)
 def test_a_wrong_camera_is_the_users_error(balls, camera, message):
     with pytest.raises(UserError, match=message):
         render.render_frames(balls, [[[0.0]]], camera=camera, renderer="warp")

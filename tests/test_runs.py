@@ -43,7 +43,7 @@ def damage(path: Path, how: str) -> None:
     if how == "bit flip":
         data[len(data) // 2] ^= 1
     elif how == "truncated":
-        del data[len(data) // 2:]
+        del data[len(data) // 2 :]
     elif how == "empty":
         data.clear()
     path.write_bytes(data)
@@ -77,8 +77,10 @@ def test_a_new_run_says_where_it_came_from(tmp_path, monkeypatch):
 
 def test_git_commit_and_uncommitted_changes_are_kept(tmp_path, monkeypatch):
     def git(*args):
-        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *args], cwd=tmp_path, check=True,
-                       capture_output=True)
+        subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *args], cwd=tmp_path, check=True, capture_output=True
+        )
+
     git("init")
     (tmp_path / "code.py").write_text("a = 1\n")
     git("add", "code.py")
@@ -111,11 +113,15 @@ def test_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
 
 def test_a_second_process_is_told_who_holds_the_run(tmp_path):
     run = new_run(tmp_path)
-    code = ("import sys; from isaacrl import runs, errors\n"
-            "try: runs.open_run(sys.argv[1])\n"
-            "except errors.UserError as e: print(e); sys.exit(2)\n")
+    code = (
+        "import sys; from isaacrl import runs, errors\n"
+        "try: runs.open_run(sys.argv[1])\n"
+        "except errors.UserError as e: print(e); sys.exit(2)\n"
+    )
+
     def other():
         return subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, timeout=30)
+
     refused = other()
     assert refused.returncode == 2 and f"in use by process {os.getpid()}" in refused.stdout
     assert len(refused.stdout.splitlines()) == 1
@@ -150,6 +156,7 @@ def test_creation_where_nothing_can_be_written_is_a_users_error(tmp_path):
 def test_a_full_disk_at_creation_is_a_users_error_and_leaves_no_run(tmp_path, monkeypatch):
     def full(fd):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
         new_run(tmp_path)
@@ -180,8 +187,10 @@ def test_find(tmp_path, monkeypatch):
 
 
 def test_importing_runs_and_log_imports_nothing_heavy():
-    code = ("import sys, isaacrl.runs, isaacrl.log\n"
-            "print([m for m in ('torch', 'numpy', 'tensorboard', 'wandb') if m in sys.modules])")
+    code = (
+        "import sys, isaacrl.runs, isaacrl.log\n"
+        "print([m for m in ('torch', 'numpy', 'tensorboard', 'wandb') if m in sys.modules])"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
@@ -214,10 +223,13 @@ def test_the_last_and_the_best_stay(tmp_path):
 def test_the_same_iteration_again_never_overwrites_the_file_that_counts(tmp_path, monkeypatch):
     """A crash between the new file and the new index must leave the old pair whole."""
     save(tmp_path, 7)
+
     class Killed(BaseException):
         pass
+
     def die(*_):
         raise Killed
+
     with monkeypatch.context() as m:
         m.setattr(checkpoints, "write_json", die)
         with pytest.raises(Killed):
@@ -257,7 +269,7 @@ def test_random_damage_never_loads_silently(tmp_path):
         elif i % 3 == 1:
             del data[at:]
         else:
-            data[at:at] = data[to:to + 50] or b"x"
+            data[at:at] = data[to : to + 50] or b"x"
         path.write_bytes(data)
         assert runs.load_checkpoint(tmp_path)[0]["n"] == 1
     path.write_bytes(good)
@@ -339,6 +351,7 @@ def test_a_newer_checkpoint_is_named_as_such(tmp_path, monkeypatch):
 
 def test_a_state_that_could_not_be_loaded_is_refused_when_saved(tmp_path):
     import numpy as np
+
     for bad in (np.float64(1.0), Path("x"), {1, 2}, object()):
         with pytest.raises(TypeError, match=r"state\['a'\]\[1\]"):
             runs.save_checkpoint(tmp_path, {"a": [0, bad]}, 1, None, 3)
@@ -374,12 +387,15 @@ def test_a_disk_that_fills_up_at_any_moment_keeps_a_loadable_checkpoint(tmp_path
     """The nth rename or link of a save fails."""
     save(tmp_path, 1, 2)
     calls = iter(range(100))
+
     def failing(real):
         def call(*args, **kwargs):
             if next(calls) == nth:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return real(*args, **kwargs)
+
         return call
+
     with monkeypatch.context() as m:
         for name in ("replace", "symlink"):
             m.setattr(os, name, failing(getattr(os, name)))
@@ -474,9 +490,11 @@ def test_a_second_interrupt_ends_at_once():
 
 def test_signals_outside_the_main_thread_are_left_alone():
     before, seen = signal.getsignal(signal.SIGINT), []
+
     def work():
         with runs.StopSignals() as stop:
             seen.append((signal.getsignal(signal.SIGINT) is before, stop.received))
+
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()

@@ -1,4 +1,4 @@
-"""Training, from the command line's functions down: it learns, resumes exactly, exports what it trained, evaluates fairly."""
+"""Training: it learns, resumes exactly, exports what it trained, evaluates fairly."""
 
 import json
 import signal
@@ -18,8 +18,15 @@ from isaacrl.errors import UserError
 from isaacrl.evaluate import run_episodes, statistics
 from isaacrl.train import resume, train
 
-TINY = ["num_envs=16", "algo.num_steps=8", "algo.minibatches=2", "algo.epochs=2", "algo.hidden=[16]", "device=cpu",
-        "logger.console=none"]
+TINY = [
+    "num_envs=16",
+    "algo.num_steps=8",
+    "algo.minibatches=2",
+    "algo.epochs=2",
+    "algo.hidden=[16]",
+    "device=cpu",
+    "logger.console=none",
+]
 
 
 def config(outputs: Path, *overrides: str, task="cartpole"):
@@ -51,11 +58,38 @@ def test_cartpole_is_learned(tmp_path):
 def test_the_run_folder_holds_what_the_design_promises(tmp_path):
     path = Path(train(config(tmp_path, "algo.iterations=3", "checkpoint.every=1"))["run"])
     names = {p.name for p in path.iterdir()}
-    assert names >= {"run.json", "config.yaml", "metrics.jsonl", "tb", "checkpoints", "policy.onnx", "policy.json", "summary.json"}
+    assert names >= {
+        "run.json",
+        "config.yaml",
+        "metrics.jsonl",
+        "tb",
+        "checkpoints",
+        "policy.onnx",
+        "policy.json",
+        "summary.json",
+    }
     rows = [json.loads(x) for x in (path / "metrics.jsonl").read_text().splitlines()]
     assert [r["iteration"] for r in rows] == [1, 2, 3] and rows[-1]["env_steps"] == 3 * 8 * 16
-    for key in ("wall_s", "reward", "reward/alive", "reward/upright", "loss/policy", "loss/value", "kl", "lr", "std", "torque",
-                "steps_per_s", "time/sim", "time/env", "time/policy", "time/update", "nonfinite", "overflow", "skipped_updates"):
+    for key in (
+        "wall_s",
+        "reward",
+        "reward/alive",
+        "reward/upright",
+        "loss/policy",
+        "loss/value",
+        "kl",
+        "lr",
+        "std",
+        "torque",
+        "steps_per_s",
+        "time/sim",
+        "time/env",
+        "time/policy",
+        "time/update",
+        "nonfinite",
+        "overflow",
+        "skipped_updates",
+    ):
         assert key in rows[-1], key
     assert rows[-1]["reward"] == pytest.approx(sum(v for k, v in rows[-1].items() if k.startswith("reward/")), abs=1e-6)
     state, _ = runs.load_checkpoint(path, "latest")
@@ -65,10 +99,13 @@ def test_the_run_folder_holds_what_the_design_promises(tmp_path):
     assert json.loads((path / "run.json").read_text())["status"] == "finished"
 
 
-FULL = ["task.commands.goal={fn: uniform, low: [-1], high: [1], resample_s: 0.1}",
-        "task.rewards.acc={fn: joint_acc_l2, weight: -1e-5}",
-        "task.observations.policy.joint_vel.history=3", "task.observations.policy.joint_pos.noise=0.02",
-        "task.events.kick={fn: reset_joints, when: interval, interval_s: [0.1, 0.5], position: [-0.1, 0.1]}"]
+FULL = [
+    "task.commands.goal={fn: uniform, low: [-1], high: [1], resample_s: 0.1}",
+    "task.rewards.acc={fn: joint_acc_l2, weight: -1e-5}",
+    "task.observations.policy.joint_vel.history=3",
+    "task.observations.policy.joint_pos.noise=0.02",
+    "task.events.kick={fn: reset_joints, when: interval, interval_s: [0.1, 0.5], position: [-0.1, 0.1]}",
+]
 
 
 def same(a, b) -> bool:
@@ -88,8 +125,13 @@ def test_n_resume_m_equals_n_plus_m_bit_for_bit(tmp_path):
     for key in ("algo", "env"):
         assert same(a[key], b[key]), key
     timing = {"wall_s", "steps_per_s", "time/sim", "time/env", "time/policy", "time/update", "time/log"}
-    rows = [[{k: v for k, v in json.loads(x).items() if k not in timing} for x in (p / "metrics.jsonl").read_text().splitlines()]
-            for p in (whole, part)]
+    rows = [
+        [
+            {k: v for k, v in json.loads(x).items() if k not in timing}
+            for x in (p / "metrics.jsonl").read_text().splitlines()
+        ]
+        for p in (whole, part)
+    ]
     assert rows[0] == rows[1] and len(rows[0]) == 9
 
 
@@ -107,7 +149,16 @@ def test_a_policy_for_another_robot_or_observation_is_refused(tmp_path):
 
 
 def test_sigterm_saves_and_the_run_goes_on(tmp_path):
-    command = [sys.executable, "-m", "isaacrl", "train", *TINY, f"outputs={tmp_path}", "algo.iterations=100000", "logger.console=plain"]
+    command = [
+        sys.executable,
+        "-m",
+        "isaacrl",
+        "train",
+        *TINY,
+        f"outputs={tmp_path}",
+        "algo.iterations=100000",
+        "logger.console=plain",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     metrics = None
     for _ in range(600):
@@ -147,10 +198,16 @@ def test_exported_policy_acts_as_the_environment_did(tmp_path):
         np.testing.assert_allclose(target, info["target"].numpy(), atol=1e-5)
         np.testing.assert_allclose(action, ours.numpy(), atol=1e-5)
     terms = {t["name"]: t for t in contract["input"]["terms"]}
+    assert terms["joint_pos"]["unit"] == ["m", "rad"] and terms["joint_vel"]["unit"] == ["m/s", "rad/s"]
     assert terms["joint_vel"]["history"] == 3 and terms["joint_vel"]["components"] == ["slider", "hinge"]
     assert terms["joint_pos"]["scale"] == [2.0, 2.0] and terms["joint_vel"]["clip"][0] == [-1.5, -1.5]
     joint = contract["output"]["joints"][0]
-    assert joint["joint"] == "slider" and joint["scale"] == 10.0 and joint["limits"] == [-10.0, 10.0] and joint["unit"] == "N"
+    assert (
+        joint["joint"] == "slider"
+        and joint["scale"] == 10.0
+        and joint["limits"] == [-10.0, 10.0]
+        and joint["unit"] == "N"
+    )
     assert contract["policy_hz"] == pytest.approx(50.0)
 
 
@@ -211,4 +268,3 @@ def test_a_full_disk_does_not_end_training(tmp_path, monkeypatch):
     monkeypatch.setattr("isaacrl.runs.save_checkpoint", flaky)
     path = Path(train(config(tmp_path, "algo.iterations=4", "checkpoint.every=1"))["run"])
     assert calls[:2] == [1, 2] and runs.load_checkpoint(path, "latest")[1]["iteration"] == 4
-

@@ -20,8 +20,13 @@ def build(env: Any, cfg: DictConfig) -> Any:
 def signature(env: Any) -> dict[str, Any]:
     """What a policy's inputs and outputs mean: stored with a checkpoint, compared when it is loaded."""
     groups = {g.name: [[t.name, n, h] for t, n, h in zip(g.terms, g.sizes, g.lengths)] for g in env.groups}
-    return {"observations": groups, "num_obs": env.obs["policy"].shape[1], "num_actions": env.task.num_actions,
-            "joints": list(env.state.robot.joint_names), "actuators": list(env.state.robot.actuator_names)}
+    return {
+        "observations": groups,
+        "num_obs": env.obs["policy"].shape[1],
+        "num_actions": env.task.num_actions,
+        "joints": list(env.state.robot.joint_names),
+        "actuators": list(env.state.robot.actuator_names),
+    }
 
 
 def check_signature(stored: dict[str, Any], env: Any) -> None:
@@ -29,8 +34,10 @@ def check_signature(stored: dict[str, Any], env: Any) -> None:
     mine = signature(env)
     for key, value in mine.items():
         if stored.get(key) != value:
-            raise UserError(f"checkpoint: its {key} are {stored.get(key)}, this configuration's are {value}; "
-                            "use the run's own configuration")
+            raise UserError(
+                f"checkpoint: its {key} are {stored.get(key)}, this configuration's are {value}; "
+                "use the run's own configuration"
+            )
 
 
 def load(env: Any, cfg: DictConfig, run: Path, which: str) -> tuple[Any, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What the algorithms share: networks on one flat parameter buffer, and running normalizers."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ def mlp(sizes: Sequence[int], activation: str, last_gain: float) -> nn.Sequentia
     Source: the initialization of Andrychowicz et al. 2021, arXiv:2006.05990, C56-C57.
     """
     layers: list[nn.Module] = []
-    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+    for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
         linear = nn.Linear(n_in, n_out)
         last = i == len(sizes) - 2
         nn.init.orthogonal_(linear.weight, last_gain if last else math.sqrt(2.0))

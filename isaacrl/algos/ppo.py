@@ -36,8 +36,9 @@ def gaussian_kl(mean0: Tensor, log_std0: Tensor, mean: Tensor, log_std: Tensor) 
     return (log_std - log_std0 + 0.5 * (var_ratio + distance - 1.0)).sum(dim=-1)
 
 
-def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, *, gamma: float,
-        lam: float) -> Tensor:
+def gae(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, *, gamma: float, lam: float
+) -> Tensor:
     """Advantages [T, E] (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
 
     next_value[t] is V of the observation that step t led to: the true final one where the episode ended.
@@ -197,17 +198,28 @@ class PPO:
                 totals += self._minibatch(log_std0, *(x.index_select(0, rows) for x in columns))
         with torch.no_grad():
             self._update_normalizers(self.obs, self.critic_obs)
-            if self.critic.returns is not None:
-                self._update_returns(returns)
+            self._update_returns(returns)
         means = totals / (cfg.epochs * cfg.minibatches)
         names = ("loss/policy", "loss/value", "entropy", "kl", "clip_fraction", "grad_norm")
         return dict(zip(names, means)) | {
-            "skipped_updates": totals[6], "lr": self.lr.clone(), "std": self.policy.log_std.exp().mean().detach(),
+            "skipped_updates": totals[6],
+            "lr": self.lr.clone(),
+            "std": self.policy.log_std.exp().mean().detach(),
             "explained_variance": explained,
         }
 
-    def _minibatch(self, log_std0: Tensor, obs: Tensor, critic_obs: Tensor, action: Tensor, mean0: Tensor,
-                   advantage: Tensor, target: Tensor, old_value: Tensor, log_prob0: Tensor) -> Tensor:
+    def _minibatch(
+        self,
+        log_std0: Tensor,
+        obs: Tensor,
+        critic_obs: Tensor,
+        action: Tensor,
+        mean0: Tensor,
+        advantage: Tensor,
+        target: Tensor,
+        old_value: Tensor,
+        log_prob0: Tensor,
+    ) -> Tensor:
         """One gradient step; (losses, entropy, KL, clip fraction, gradient norm, skipped) as a vector."""
         cfg = self.cfg
         mean, log_std = self.policy.net(obs), self.policy.log_std
@@ -236,7 +248,8 @@ class PPO:
         if cfg.schedule == "adaptive":
             factor = torch.where(kl > 2.0 * cfg.desired_kl, 1 / 1.5, torch.where(kl < 0.5 * cfg.desired_kl, 1.5, 1.0))
             self.lr.copy_(torch.where(finite, (self.lr * factor).clamp(cfg.lr_min, cfg.lr_max), self.lr))
-        self.optimizer.found_inf = (~finite).float()  # the fused kernel then leaves parameters and moments alone
+        # The fused kernel then leaves parameters and moments alone.
+        self.optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
         self.policy.log_std.data.clamp_(math.log(cfg.min_std), math.log(cfg.max_std))
 
@@ -257,6 +270,8 @@ class PPO:
         Source: van Hasselt et al. 2016, "Learning values across many orders of magnitude" (Pop-Art), eq. 9.
         """
         scale, last = self.critic.returns, self.critic.net[-1]
+        if scale is None:
+            return
         mean0, std0 = scale.mean.clone(), torch.sqrt(scale.var + 1e-8)
         scale.update(returns[..., None])
         std = torch.sqrt(scale.var + 1e-8)
@@ -272,8 +287,13 @@ class PPO:
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimizer, learning rate, normalizers and random generator."""
-        return {"policy": self.policy.state_dict(), "critic": self.critic.state_dict(), "lr": self.lr.clone(),
-                "optimizer": self.optimizer.state_dict()["state"], "generator": self.generator.get_state()}
+        return {
+            "policy": self.policy.state_dict(),
+            "critic": self.critic.state_dict(),
+            "lr": self.lr.clone(),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "generator": self.generator.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore state_dict()."""
@@ -284,4 +304,3 @@ class PPO:
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": full["param_groups"]})
         self.optimizer.param_groups[0]["lr"] = self.lr
         self.generator.set_state(state["generator"].cpu())
-

@@ -35,6 +35,9 @@ class Term:
     exactly once a step, and saves the tensors in checkpoints. `advance` and `init` must not change tensors in place.
     """
 
+    def __init__(self, s: State):
+        """Subclasses take their parameters here, keyword-only."""
+
     def init(self, s: State) -> dict[str, Tensor]:
         return {}
 
@@ -55,9 +58,10 @@ class Bound:
         fn = find(family, self.settings.get("fn", name), key)
         self.source = inspect.getsourcefile(fn)
         is_class = inspect.isclass(fn)
-        self.joints: list[str] | None = None
+        self.joints: list[str] | None = None  # what a parameter `joints` names
+        self.joint_units: list[str] | None = None  # rad or m, of each
         params = self._resolve(fn.__init__ if is_class else fn, node, s)
-        self.fn: Callable = fn(s, **params) if is_class else fn
+        self.fn: Any = fn(s, **params) if is_class else fn
         self.params = {} if is_class else params
         self.memory: dict[str, Tensor] = {}
         self.has_memory = is_class and hasattr(fn, "advance")
@@ -81,6 +85,7 @@ class Bound:
             if kind is Joints:
                 ids = match(patterns(value), s.robot.joint_names, f"{self.key}.{p.name}")
                 self.joints = [s.robot.joint_names[i] for i in ids]
+                self.joint_units = [s.robot.joint_units[i] for i in ids]
                 value = as_index(ids, s.device)
             elif kind is Bodies:
                 value = s.body(*patterns(value))
@@ -130,7 +135,9 @@ def find(family: str, name: str, key: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as e:
-        raise UserError(f"{key}.fn: cannot import '{module_name}' ({e}); install its package or run beside it") from None
+        raise UserError(
+            f"{key}.fn: cannot import '{module_name}' ({e}); install its package or run beside it"
+        ) from None
     if not hasattr(module, attr):
         raise UserError(f"{key}.fn: '{module_name}' has no '{attr}'")
     return getattr(module, attr)

@@ -25,14 +25,14 @@ class Affine:
         if missing:
             raise UserError(f"task.actions: joint '{missing[0]}' has no actuator; actuated: {robot.actuator_names}")
         self.actuators = [robot.actuator_names.index(n) for n in names]  # columns of the target
-        self.offset = offset.expand(len(names)).clone()                     # [n]
-        self.scale = torch.full_like(self.offset, float(scale))             # [n]
+        self.offset = offset.expand(len(names)).clone()  # [n]
+        self.scale = torch.full_like(self.offset, float(scale))  # [n]
         bound = torch.inf if clip is None else float(clip)
-        self.action_clip = torch.full_like(self.offset, bound)              # [n]
+        self.action_clip = torch.full_like(self.offset, bound)  # [n]
         ctrlrange = torch.tensor(model.actuator_ctrlrange[self.actuators], dtype=torch.float32, device=s.device)
         limited = torch.tensor(model.actuator_ctrllimited[self.actuators], dtype=torch.bool, device=s.device)
-        self.low = torch.where(limited, ctrlrange[:, 0], -torch.inf)        # [n]
-        self.high = torch.where(limited, ctrlrange[:, 1], torch.inf)        # [n]
+        self.low = torch.where(limited, ctrlrange[:, 0], -torch.inf)  # [n]
+        self.high = torch.where(limited, ctrlrange[:, 1], torch.inf)  # [n]
 
     def __call__(self, s: State, action: Tensor) -> Tensor:
         bounded = torch.minimum(torch.maximum(action, -self.action_clip), self.action_clip)

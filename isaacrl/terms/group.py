@@ -1,5 +1,7 @@
 """A group of observations: from terms to the vector that a network reads."""
 
+import itertools
+import re
 from typing import Any
 
 import torch
@@ -30,8 +32,8 @@ class ObservationGroup:
             if value.ndim != 2 or value.shape[0] != s.num_envs:
                 raise UserError(f"{term.key}: must return a tensor [num_envs, n], got {list(value.shape)}")
         self.sizes = [value.shape[1] for value in first]
-        ends = torch.tensor([0, *self.sizes]).cumsum(0).tolist()
-        self.spans = list(zip(ends[:-1], ends[1:]))
+        ends = [0, *itertools.accumulate(self.sizes)]
+        self.spans = list(itertools.pairwise(ends))
         self.lengths = [int(t.settings.get("history") or 1) for t in self.terms]
         self.width = sum(n * h for n, h in zip(self.sizes, self.lengths))
 
@@ -50,8 +52,8 @@ class ObservationGroup:
         self.noise_uniform = each(0.0, [n[0] for n in noise], False)
         self.noise_std = each(0.0, [n[1] for n in noise], False)
         self.scale = each(1.0, [1.0 if x.get("scale") is None else x["scale"] for x in settings], True)  # [width]
-        self.low = each(0.0, [c[0] for c in clip], True)                                                 # [width]
-        self.high = each(0.0, [c[1] for c in clip], True)                                                # [width]
+        self.low = each(0.0, [c[0] for c in clip], True)  # [width]
+        self.high = each(0.0, [c[1] for c in clip], True)  # [width]
         self.noisy_uniform, self.noisy_std = bool((self.noise_uniform > 0).any()), bool((self.noise_std > 0).any())
         self.raw = torch.zeros(s.num_envs, self.width, device=s.device)
         depth = max(self.lengths, default=1)
@@ -85,17 +87,36 @@ class ObservationGroup:
     def contract(self, s: State) -> list[dict[str, Any]]:
         """What an exported policy says of its input, term by term, in order."""
         out = []
-        for term, n, h, (a, _) in zip(self.terms, self.sizes, self.lengths, self.spans):
+        for term, n, h in zip(self.terms, self.sizes, self.lengths):
             names = term.joints if term.joints and len(term.joints) == n else [str(i) for i in range(n)]
             first = sum(m * k for m, k in zip(self.sizes[: len(out)], self.lengths[: len(out)]))
             cells = slice(first, first + n)
             doc = (term.fn.__doc__ or "").split("\n")[0]
-            out.append({
-                "name": term.name, "description": doc, "size": n, "history": h, "offset": first, "components": names,
-                "scale": self.scale[cells].tolist(),
-                "clip": [_finite(self.low[cells].tolist()), _finite(self.high[cells].tolist())],
-            })
+            out.append(
+                {
+                    "name": term.name,
+                    "description": doc,
+                    "size": n,
+                    "history": h,
+                    "offset": first,
+                    "components": names,
+                    "unit": _unit(doc, term.joint_units),
+                    "scale": self.scale[cells].tolist(),
+                    "clip": [_finite(self.low[cells].tolist()), _finite(self.high[cells].tolist())],
+                }
+            )
         return out
+
+
+def _unit(doc: str, joint_units: list[str] | None) -> str | list[str] | None:
+    """The unit in a docstring's brackets; of "rad or m" the one that each joint has. None: a pure number."""
+    found = re.search(r"\[(?!E)([^\]]+)\]", doc)
+    if not found:
+        return None
+    angular, _, linear = found[1].partition(" or ")
+    if linear and joint_units:
+        return [linear if unit == "m" else angular for unit in joint_units]
+    return found[1]
 
 
 def _noise(node: Any, key: str) -> tuple[Any, Any]:
