@@ -175,7 +175,9 @@ class Env:
             s.truncated = (timed_out | (s.episode_step >= self.max_episode_steps)) & ~s.terminated
             done = s.terminated | s.truncated
             rewards = self.task.rewards(s) * self.step_dt
-            rewards = torch.where(engine.nonfinite[:, None], 0.0, rewards)
+            # A term that is not finite in one world must not spoil the batch: it counts as 0, and is counted.
+            self.spoilt = engine.nonfinite | ~torch.isfinite(rewards).all(dim=1)
+            rewards = torch.where(self.spoilt[:, None], 0.0, rewards)
             reward = rewards.sum(dim=1)
             self._record(rewards, reward, done)
             final_obs = self._observe(advance=True)
@@ -282,7 +284,7 @@ class Env:
             ended.sum(),
             (ended * self.episode_return).sum(),
             (ended * length).sum(),
-            self.engine.nonfinite.sum().float(),
+            self.spoilt.sum().float(),
             s.joint_torque.abs().mean(),
             torch.ones_like(reward[0]),
         ]

@@ -110,7 +110,7 @@ def test_a_step_is_fresh_and_ends_worlds_in_the_same_step():
 
 
 def test_time_out_is_a_truncation():
-    env = make("cartpole_swingup", 2, "task.episode_length_s=0.1")
+    env = make("cartpole_swingup", 2, "task.episode_length_s=0.25")
     for t in range(5):
         _, _, terminated, truncated, _ = env.step(zeros(env))
         assert not terminated.any() and truncated.all().item() == (t == 4)
@@ -236,12 +236,24 @@ def test_non_finite_worlds_end_and_the_others_never_notice():
     assert a[1][3] == 0.0
 
 
+def test_a_reward_that_is_not_finite_counts_as_zero(lab):
+    (lab / "lab_terms" / "bad.py").write_text("def root(s):\n    return s.joint_pos[:, 1].sqrt()\n")
+    env = make("cartpole", 6, "task.rewards.root={fn: 'lab_terms.bad:root', weight: 1.0}")
+    env.read_metrics()
+    negative = 0
+    for _ in range(3):
+        _, reward, *_ = env.step(zeros(env))
+        negative += int((env.state.joint_pos[:, 1] < 0).sum())
+        assert torch.isfinite(reward).all()
+    assert env.read_metrics()["nonfinite"] == negative > 0
+
+
 def test_state_dict_continues_bit_for_bit():
     overrides = (
         "task.observations.policy.joint_vel.history=3",
         "task.observations.policy.joint_pos.noise=0.02",
         "task.rewards.acc={fn: joint_acc_l2, weight: -1e-4}",
-        "task.terminations.fallen.limit=0.3",
+        "task.terminations.fallen.limit=0.15",
         "task.events.kick={fn: reset_joints, when: interval, interval_s: [0.05, 0.3], position: [-0.1, 0.1]}",
     )
     env = make("cartpole", 16, *overrides)

@@ -64,12 +64,15 @@ class Normalizer(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """x [..., n]; rows that are not finite are left out of nothing: the caller passes finite data."""
+        """Merge the moments of x [..., n]. A batch that is not finite changes nothing."""
         x = x.reshape(-1, x.shape[-1])
         var, mean = torch.var_mean(x, dim=0, correction=0)
-        total = self.count + len(x)
+        finite = torch.isfinite(mean).all() & torch.isfinite(var).all()
+        rows = torch.where(finite, float(len(x)), 0.0)
+        total = self.count + rows
+        mean, var = torch.where(finite, mean, self.mean), torch.where(finite, var, self.var)
         delta = mean - self.mean
-        ratio = len(x) / total
+        ratio = rows / total.clamp(min=1.0)
         self.var.copy_((1 - ratio) * self.var + ratio * var + ratio * (1 - ratio) * delta.square())
         self.mean.add_(delta * ratio)
         self.count.copy_(total)

@@ -120,7 +120,7 @@ def _unit(doc: str, joint_units: list[str] | None) -> str | list[str] | None:
 
 
 def _noise(node: Any, key: str) -> tuple[Any, Any]:
-    """(uniform amplitude, gaussian standard deviation) of a noise setting: a number, {uniform: a} or {gaussian: std}."""
+    """(uniform amplitude, gaussian std) of a noise setting: a number, {uniform: a} or {gaussian: std}."""
     if node is None:
         return 0.0, 0.0
     if isinstance(node, (int, float)):
