@@ -29,7 +29,8 @@ def build(spec: mujoco.MjModel | mujoco.MjSpec, num_envs: int, device: str, cfg:
         from isaacrl.sim.mujoco_engine import MujocoEngine
 
         if device != "cpu":
-            raise UserError(f"sim.engine=mujoco runs on the CPU, but device={device}; use device=cpu or sim.engine=mjwarp")
+            raise UserError(f"sim.engine: mujoco runs on the CPU, but device={device}; "
+                            "use device=cpu or sim.engine=mjwarp")
         return MujocoEngine(model, num_envs, actuation, num_threads=cfg.num_threads,
                             randomized_fields=randomized_fields, reason=reason)
     from isaacrl.sim.mjwarp_engine import MjwarpEngine

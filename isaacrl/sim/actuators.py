@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isaacrl.errors import UserError
-from isaacrl.sim.engine import DIRECT, PD, Actuation
+from isaacrl.sim.engine import PD, Actuation
 from isaacrl.sim.names import match
 from isaacrl.suggest import did_you_mean
 
@@ -43,7 +43,8 @@ def add_actuators(spec: mujoco.MjSpec, groups: Mapping[str, Mapping[str, Any]]) 
         patterns = node.get("joints", [".*"])
         for i in match([patterns] if isinstance(patterns, str) else patterns, names, f"{key}.joints"):
             if names[i] in chosen:
-                raise UserError(f"{key}.joints: joint '{names[i]}' is already in asset.actuators.{chosen[names[i]]['group']}; "
+                other = chosen[names[i]]["group"]
+                raise UserError(f"{key}.joints: joint '{names[i]}' is already in asset.actuators.{other}; "
                                 "give each joint to one group")
             chosen[names[i]] = {"group": group} | settings
     if chosen:
@@ -84,8 +85,12 @@ def _checked(key: str, node: Mapping[str, Any]) -> dict[str, Any]:
             settings[k] = float(node[k])
         except (TypeError, ValueError):
             settings[k] = float("nan")
-        if not settings[k] >= 0.0 or k == "velocity_limit" and settings[k] == 0.0 or k == "delay" and settings[k] % 1:
-            want = {"delay": "a whole number of physics steps >= 0", "velocity_limit": "a number > 0"}.get(k, "a number >= 0")
+        good, want = settings[k] >= 0.0, "a number >= 0"
+        if k == "delay":
+            good, want = good and settings[k] in range(1000), "a whole number of physics steps, 0 to 999"
+        elif k == "velocity_limit":
+            good, want = settings[k] > 0.0, "a number > 0"
+        if not good:
             raise UserError(f"{key}.{k}: got {node[k]!r}; must be {want}")
     return settings
 

@@ -20,7 +20,8 @@ _SENSORS = mujoco.mjtSensor
 _SUBTREE = (_SENSORS.mjSENS_SUBTREELINVEL, _SENSORS.mjSENS_SUBTREEANGMOM)
 _RNE = (_SENSORS.mjSENS_ACCELEROMETER, _SENSORS.mjSENS_FORCE, _SENSORS.mjSENS_TORQUE, _SENSORS.mjSENS_FRAMELINACC,
         _SENSORS.mjSENS_FRAMEANGACC)
-ONLY_FOR_SENSORS = {"subtree_linvel": _SUBTREE, "subtree_angmom": _SUBTREE, "cacc": _RNE, "cfrc_int": _RNE, "cfrc_ext": _RNE}
+ONLY_FOR_SENSORS = {"subtree_linvel": _SUBTREE, "subtree_angmom": _SUBTREE, "cacc": _RNE, "cfrc_int": _RNE,
+                    "cfrc_ext": _RNE}
 
 
 @dataclass
@@ -60,8 +61,8 @@ class Actuation:
 
     def validate(self, nu: int) -> None:
         for f in fields(self):
-            if len(getattr(self, f.name)) != nu:
-                raise ValueError(f"actuation.{f.name} has {len(getattr(self, f.name))} entries, the model {nu} actuators")
+            if (n := len(getattr(self, f.name))) != nu:
+                raise ValueError(f"actuation.{f.name} has {n} entries, the model {nu} actuators")
 
 
 def check_computed(name: str, model: mujoco.MjModel) -> None:

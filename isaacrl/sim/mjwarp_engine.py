@@ -6,6 +6,7 @@ caller captures a graph itself, they join that one.
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,9 +16,25 @@ import torch
 import warp as wp
 from torch import Tensor
 
-wp.config.log_level = wp.LOG_ERROR  # before Warp starts: it announces itself, and every module that it loads
 
-import mujoco_warp as mjw  # noqa: E402
+def _start_warp() -> None:
+    """Start Warp without its chatter: its greeting, every module it loads and, on a CPU, that there is no GPU."""
+    wp.config.log_level = wp.LOG_ERROR
+    if torch.cuda.is_available():
+        wp.init()
+        return
+    stderr = os.dup(2)  # its C++ part writes there directly
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            wp.init()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+_start_warp()
+import mujoco_warp as mjw  # noqa: E402  (it would start Warp)
 
 from isaacrl.errors import UserError  # noqa: E402
 from isaacrl.sim.actuators import Law  # noqa: E402
@@ -28,11 +45,16 @@ _O = mjw.OverflowType
 _FULL = int(_O.NEFC | _O.NJMAX_NNZ | _O.BROADPHASE | _O.NARROWPHASE | _O.CCD)
 _STATE = (*STATE_FIELDS, "eq_active", "plastic", "userdata")  # all that the next step depends on
 # Outputs of the last physics step, which a reset world has not made yet.
-_FORCES = ("sensordata", "qacc", "act_dot", "actuator_force", "qfrc_actuator", "qfrc_constraint", "qfrc_smooth", "qacc_smooth",
-           "cacc", "cfrc_int", "cfrc_ext")
+_FORCES = (
+    "sensordata", "qacc", "act_dot", "actuator_force", "qfrc_actuator", "qfrc_constraint", "qfrc_smooth", "qacc_smooth",
+    "cacc", "cfrc_int", "cfrc_ext",
+)
 # Model fields that mjw.set_const derives from others.
-_DERIVED = ("body_subtreemass", "geom_aabb", "geom_rbound", "tendon_length0", "eq_data", "cam_pos0", "cam_poscom0", "cam_mat0",
-            "light_pos0", "light_poscom0", "light_dir0", "dof_invweight0", "body_invweight0", "tendon_invweight0", "actuator_acc0")
+_DERIVED = (
+    "body_subtreemass", "geom_aabb", "geom_rbound", "tendon_length0", "eq_data", "cam_pos0", "cam_poscom0", "cam_mat0",
+    "light_pos0", "light_poscom0", "light_dir0", "dof_invweight0", "body_invweight0", "tendon_invweight0",
+    "actuator_acc0",
+)
 
 
 class MjwarpEngine:
@@ -60,10 +82,10 @@ class MjwarpEngine:
         known = _per_world_fields(mjw.Model)
         for name in per_world:
             if name not in known:
-                raise ValueError(f"'{name}' is no model field that can differ between worlds{did_you_mean(name, known)}")
+                raise ValueError(f"'{name}' is no model field with one value a world{did_you_mean(name, known)}")
         derived = [f for f in _DERIVED if f in known] if per_world else []
         try:
-            self.m = mjw.put_model(model, batch_sizes={f: num_envs for f in [*per_world, *derived]})
+            self.m = mjw.put_model(model, batch_sizes=dict.fromkeys([*per_world, *derived], num_envs))
             self.d = mjw.make_data(model, nworld=num_envs, nconmax=cfg.nconmax, njmax=cfg.njmax)
         except (NotImplementedError, ValueError) as e:
             raise UserError(f"sim.engine=mjwarp cannot step this model: {one_line(e)}; use sim.engine=mujoco") from None
@@ -82,11 +104,16 @@ class MjwarpEngine:
         self._target = torch.zeros(num_envs, model.nu, device=self.device)
         self._ncon: Tensor | None = None
         self._state = {f: self._view(f) for f in _STATE}
-        self._forces = [self._view(f) for f in _FORCES]
+        self._forces = {f: self._view(f) for f in _FORCES}
         self._bits = wp.to_torch(self.d.overflow)
         mocap = np.argsort(model.body_mocapid)[model.nbody - model.nmocap:]
         self._mocap = torch.as_tensor(mocap, device=self.device)
-        self._plastic0 = self._state["plastic"][:1].clone()
+        view = {f: wp.to_torch(getattr(self.m, f)) for f in ("qpos0", "eq_active0", "body_pos", "body_quat")}
+        self._body_pos, self._body_quat = view["body_pos"], view["body_quat"]
+        self._default = {"qpos": view["qpos0"], "eq_active": view["eq_active0"][None],
+                         "plastic": self._state["plastic"][:1].clone()}
+        self._contact_world, self._contacts = wp.to_torch(self.d.contact.worldid), wp.to_torch(self.d.nacon)
+        self._contact_ids = torch.arange(len(self._contact_world), device=self.device)
         self._substeps(1)  # compiles and loads every kernel now
         self.reset()
         self._refresh()
@@ -127,9 +154,8 @@ class MjwarpEngine:
 
     def reset(self, mask: Tensor | None = None) -> None:
         mask = self._everywhere if mask is None else mask
-        m = self.m
-        default = {"qpos": wp.to_torch(m.qpos0), "plastic": self._plastic0, "eq_active": wp.to_torch(m.eq_active0)[None],
-                   "mocap_pos": wp.to_torch(m.body_pos)[:, self._mocap], "mocap_quat": wp.to_torch(m.body_quat)[:, self._mocap]}
+        default = self._default | {"mocap_pos": self._body_pos[:, self._mocap],
+                                   "mocap_quat": self._body_quat[:, self._mocap]}
         for name, field in self._state.items():
             if not field.numel():
                 continue
@@ -138,7 +164,7 @@ class MjwarpEngine:
                 field.copy_(torch.where(rows, default[name], field))
             else:
                 field.masked_fill_(rows, 0)
-        for field in self._forces:
+        for field in self._forces.values():
             field.masked_fill_(_rows(mask, field), 0)
         self.law.reset(mask)
 
@@ -165,7 +191,7 @@ class MjwarpEngine:
         self.overflow += (self._bits & _FULL) != 0
         self._bits.zero_()
         sound = self._everywhere
-        for field in (self._state["qpos"], self._state["qvel"], self._forces[1]):
+        for field in (self._state["qpos"], self._state["qvel"], self._forces["qacc"], self._state["ctrl"]):
             sound = sound & (field.abs() <= mujoco.mjMAXVAL).all(dim=1)  # a NaN compares as false
         torch.logical_not(sound, out=self.nonfinite)
         self.reset(self.nonfinite)
@@ -184,26 +210,31 @@ class MjwarpEngine:
 
     def _count_contacts(self) -> None:
         if self._ncon is not None:
-            world = wp.to_torch(self.d.contact.worldid)
-            valid = torch.arange(len(world), device=self.device) < wp.to_torch(self.d.nacon)
-            self._ncon.zero_().index_add_(0, torch.where(valid, world, 0).long(), valid.to(torch.int32))
+            valid = self._contact_ids < self._contacts
+            world = torch.where(valid, self._contact_world, 0).long()
+            self._ncon.zero_().index_add_(0, world, valid.to(torch.int32))
 
     # --- streams and graphs ------------------------------------------------------------------------------------------
 
     def _run(self, key: Any, body: Callable[[], None]) -> None:
+        """Run body: within the caller's capture if there is one, else as a graph of our own where that is wanted."""
+        if not self._use_graph and not self._capturing():
+            with self._stream():
+                body()
+            return
+        with torch.cuda.device(self.device):
+            if self._capturing():
+                self._join(body)
+                return
+            if key not in self._graphs:
+                self._graphs[key] = self._capture(body)
+            self._graphs[key].replay()
+
+    def _capturing(self) -> bool:
         if not self._cuda:
-            with self._stream():
-                body()
-        elif torch.cuda.is_current_stream_capturing():
-            self._join(body)
-        elif self._use_graph:
-            with torch.cuda.device(self.device):
-                if key not in self._graphs:
-                    self._graphs[key] = self._capture(body)
-                self._graphs[key].replay()
-        else:
-            with self._stream():
-                body()
+            return False
+        with torch.cuda.device(self.device):
+            return torch.cuda.is_current_stream_capturing()
 
     def _capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
@@ -242,7 +273,7 @@ class MjwarpEngine:
         """One value a world of a field of mjOption, which put_model does not do."""
         known = _per_world_fields(type(self.m.opt))
         if name not in known:
-            raise ValueError(f"'opt.{name}' is no option that can differ between worlds{did_you_mean(name, known)}")
+            raise ValueError(f"'opt.{name}' is no option with one value a world{did_you_mean(name, known)}")
         shared = getattr(self.m.opt, name)
         values = np.repeat(shared.numpy(), self.num_envs, axis=0)
         setattr(self.m.opt, name, wp.array(values, dtype=shared.dtype, device=shared.device))
@@ -259,8 +290,8 @@ class MjwarpEngine:
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def _tensors(self) -> dict[str, Tensor]:
-        return ({f"state/{k}": v for k, v in self._state.items()} | {f"model/{k}": v for k, v in self._model_fields.items()}
-                | {f"law/{k}": v for k, v in self.law.state().items()} | {"overflow": self.overflow})
+        groups = {"state": self._state, "model": self._model_fields, "law": self.law.state()}
+        return {f"{group}/{k}": v for group, of in groups.items() for k, v in of.items()} | {"overflow": self.overflow}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {k: v.clone() for k, v in self._tensors().items()}

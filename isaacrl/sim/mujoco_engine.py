@@ -99,8 +99,8 @@ class MujocoEngine:
     def _judge(self, before: np.ndarray, failed: np.ndarray) -> None:
         """Count overflows, and put worlds that failed back to the default state.
 
-        Where a state is not finite or huge, MuJoCo itself resets the world and raises a warning's counter, but only when
-        the next step begins, so the new state is looked at here.
+        Where a state is not finite or huge, MuJoCo itself resets the world and raises a warning's counter, but only
+        when the next step begins, so the new state is looked at here.
         """
         warned = self.batch.warning[:, :, 1]
         self.overflow += torch.from_numpy((warned[:, _FULL] > before[:, _FULL]).any(axis=1))

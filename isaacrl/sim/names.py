@@ -21,6 +21,7 @@ def match(patterns: Sequence[str], names: Sequence[str], key: str) -> list[int]:
         if not hits:
             near = nearest(pattern, names, count=3)
             rest = [n for n in dict.fromkeys(names) if n and n not in near]
-            raise UserError(f"{key}: '{pattern}' matches nothing{did_you_mean(pattern, names)}; there are: {listing(near + rest)}")
+            hint = did_you_mean(pattern, names)
+            raise UserError(f"{key}: '{pattern}' matches nothing{hint}; there are: {listing(near + rest)}")
         found.update(hits)
     return sorted(found)
