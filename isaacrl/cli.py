@@ -16,6 +16,9 @@ from isaacrl.errors import UserError
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    # By default torch's threads spin for milliseconds before they sleep: with another program on the same cores each
+    # small operation then waits for the scheduler. Must be set before torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     try:

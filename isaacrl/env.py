@@ -105,6 +105,8 @@ class Env:
         randomization = container(cfg.randomization)
         self.everywhere = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._to_default_pose(self.everywhere)
+        self.engine.forward()
+        s.refresh()
         self.task.setup(s, cfg)
         s.action = torch.zeros(self.num_envs, self.task.num_actions, device=self.device)
         s.last_action = s.action.clone()
@@ -220,11 +222,11 @@ class Env:
             timer.copy_(torch.where(mask, self._interval(event), timer))
 
     def _to_default_pose(self, mask: Tensor) -> None:
+        """Joints and base at the default pose, at rest; what derives from positions is stale until the next forward."""
         s = self.state
         self.engine.reset(mask)
         s.refresh()
         s.write("qpos", s.robot.default_qpos.expand(self.num_envs, -1), mask)
-        self.engine.forward(mask)
         s.refresh()
 
     def _read_commands(self) -> None:

@@ -378,7 +378,7 @@ def test_cfg_shows_the_configuration(capsys):
     out = capsys.readouterr().out
     assert "num_envs: ${task.num_envs}" in out and "lr: 0.0002" in out and "ppo:" not in out
     cli.main(["train", "-c", "job", "--resolve"])
-    assert "\nnum_envs: 512" in capsys.readouterr().out
+    assert "\nnum_envs: 256" in capsys.readouterr().out
     cli.main(["train", "-c", "job", "-p", "task.solved"])
     assert capsys.readouterr().out.splitlines()[:2] == ["# @package task.solved", "metric: episode_length"]
     assert cli.main(["train", "-c", "hydra"]) == 0
@@ -458,7 +458,7 @@ def test_verbs_of_a_run_get_options_configuration_and_folder(verb, module, funct
     assert getattr(options, own.partition("=")[0]) == float(own.partition("=")[2])
     assert options.checkpoint == "latest" and options.run == "cartpole"
     assert cfg.device == "cpu" and cfg.task.episode_length_s == 3 and cfg.seed == options.seed == 1000
-    assert cfg.num_envs == 512
+    assert cfg.num_envs == 256
     assert cli.main([verb, "sede=3"]) == 2
     assert cli.main([verb, "task=cartpole_swingup"]) == 2
     assert len(calls) == 1

@@ -18,11 +18,22 @@ from isaacrl.sim.names import match
 HOPPER = str(Path(__file__).parent / "models" / "hopper.xml")
 CART = {"cart": {"joints": ["slider"], "law": "effort", "effort_limit": 10.0}}
 EFFORT = {"legs": {"joints": [".*"], "law": "effort", "effort_limit": 20.0}}
-SERVO = {"hips": {"joints": ["hip.*"], "law": "position", "kp": 60.0, "kd": 1.5, "effort_limit": 25.0},
-         "knee": {"joints": ["knee1"], "law": "velocity", "kd": 2.0}}
-EXPLICIT = {"hips": {"joints": ["hip[12]"], "law": "pd", "kp": 40.0, "kd": 1.0, "effort_limit": 12.0,
-                     "saturation_effort": 15.0, "velocity_limit": 8.0},
-            "rest": {"joints": ["hip[34]", "knee1"], "law": "pd", "kp": 30.0, "kd": 0.5}}
+SERVO = {
+    "hips": {"joints": ["hip.*"], "law": "position", "kp": 60.0, "kd": 1.5, "effort_limit": 25.0},
+    "knee": {"joints": ["knee1"], "law": "velocity", "kd": 2.0},
+}
+EXPLICIT = {
+    "hips": {
+        "joints": ["hip[12]"],
+        "law": "pd",
+        "kp": 40.0,
+        "kd": 1.0,
+        "effort_limit": 12.0,
+        "saturation_effort": 15.0,
+        "velocity_limit": 8.0,
+    },
+    "rest": {"joints": ["hip[34]", "knee1"], "law": "pd", "kp": 30.0, "kd": 0.5},
+}
 FRESH = ["xpos", "xquat", "xmat", "xipos", "cvel", "subtree_com", "site_xpos", "geom_xpos", "actuator_length"]
 FORCES = ["qacc", "actuator_force", "qfrc_actuator", "sensordata"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -140,11 +151,24 @@ def test_mujoco_engine_equals_mj_step_exactly(name, steps):
 
 # Largest differences allowed after one step from the same float32 state: absolute, and relative to the field's largest
 # value. Measured: a fifth of these, or less.
-TOLERANCE = {"time": (1e-6, 0), "qpos": (2e-6, 1e-6), "qvel": (5e-4, 5e-5), "xpos": (2e-6, 1e-6), "xquat": (5e-6, 0),
-             "xmat": (1e-5, 0), "xipos": (2e-6, 1e-6), "cvel": (5e-4, 5e-5), "subtree_com": (2e-6, 1e-6),
-             "site_xpos": (2e-6, 1e-6), "geom_xpos": (2e-6, 1e-6), "actuator_length": (2e-6, 1e-6),
-             "qacc": (2e-2, 2e-5), "actuator_force": (1e-4, 1e-5), "qfrc_actuator": (1e-4, 1e-5),
-             "sensordata": (2e-2, 5e-5)}
+TOLERANCE = {
+    "time": (1e-6, 0),
+    "qpos": (2e-6, 1e-6),
+    "qvel": (5e-4, 5e-5),
+    "xpos": (2e-6, 1e-6),
+    "xquat": (5e-6, 0),
+    "xmat": (1e-5, 0),
+    "xipos": (2e-6, 1e-6),
+    "cvel": (5e-4, 5e-5),
+    "subtree_com": (2e-6, 1e-6),
+    "site_xpos": (2e-6, 1e-6),
+    "geom_xpos": (2e-6, 1e-6),
+    "actuator_length": (2e-6, 1e-6),
+    "qacc": (2e-2, 2e-5),
+    "actuator_force": (1e-4, 1e-5),
+    "qfrc_actuator": (1e-4, 1e-5),
+    "sensordata": (2e-2, 5e-5),
+}
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -275,8 +299,13 @@ def test_explicit_pd_acts_at_every_physics_step(n, engine):
     expected = reference(s.model, qpos, qvel, control, 4)
     tight = engine.name == "mujoco"
     for f in ("qpos", "qvel", "ctrl"):
-        np.testing.assert_allclose(host(engine.field(f)), stacked(expected, f), rtol=0 if tight else 1e-3,
-                                   atol=1e-9 if tight else 5e-3, err_msg=f)
+        np.testing.assert_allclose(
+            host(engine.field(f)),
+            stacked(expected, f),
+            rtol=0 if tight else 1e-3,
+            atol=1e-9 if tight else 5e-3,
+            err_msg=f,
+        )
     if n > 1:  # the limits are at work
         hip1 = np.abs(controls)[:, 0]
         assert (hip1 == 12.0).any() and ((hip1 > 0) & (hip1 < 12.0)).any() and (hip1 == 0.0).any()
@@ -595,7 +624,9 @@ BAD_ACTUATORS = {
     "asset.actuators.a.joints: 'hip7'": {"a": {"joints": ["hip7"]}},
     "hip1": {"a": {"joints": ["hip7"]}},
     "asset.actuators.b.joints: joint 'hip2' is already in asset.actuators.a": {
-        "a": {"joints": ["hip.*"]}, "b": {"joints": ["hip2"]}},
+        "a": {"joints": ["hip.*"]},
+        "b": {"joints": ["hip2"]},
+    },
     "did you mean position": {"a": {"law": "positoin"}},
     "asset.actuators.a.kq: law 'pd'": {"a": {"law": "pd", "kp": 1, "kq": 2}},
     "asset.actuators.a.kp: law 'pd' needs it": {"a": {"law": "pd"}},

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from isaacrl import runs
@@ -10,10 +11,17 @@ from isaacrl.algos.ppo import PPO
 from isaacrl.errors import UserError
 
 ALGORITHMS = {"ppo": PPO}
+SMALL = 64  # networks up to this width run on one CPU thread
+THREADS = torch.get_num_threads()  # as torch (or OMP_NUM_THREADS) chose
 
 
 def build(env: Any, cfg: DictConfig) -> Any:
     """The algorithm that cfg.algo names, untrained, for this environment."""
+    if env.device == "cpu":
+        # Small networks gain nothing from a second thread, and threads that wait for each other lose much where
+        # cores are shared with other programs.
+        small = max(cfg.algo.hidden, default=0) <= SMALL
+        torch.set_num_threads(1 if small else THREADS)
     return ALGORITHMS[cfg.algo.name](env, cfg.algo, cfg.seed)
 
 

@@ -3,11 +3,12 @@
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS = {"elu": nn.ELU, "relu": nn.ReLU, "tanh": nn.Tanh}
+ACTIVATIONS = {"elu": partial(nn.ELU, inplace=True), "relu": partial(nn.ReLU, inplace=True), "tanh": nn.Tanh}
 
 
 def mlp(sizes: Sequence[int], activation: str, last_gain: float) -> nn.Sequential:

@@ -13,8 +13,14 @@ from isaacrl.sim.scene import Scene, make_scene
 __all__ = ["Actuation", "Engine", "Scene", "build", "make_scene"]
 
 
-def build(spec: mujoco.MjModel | mujoco.MjSpec, num_envs: int, device: str, cfg: Any, actuation: Actuation,
-          randomized_fields: Sequence[str] = ()) -> Engine:
+def build(
+    spec: mujoco.MjModel | mujoco.MjSpec,
+    num_envs: int,
+    device: str,
+    cfg: Any,
+    actuation: Actuation,
+    randomized_fields: Sequence[str] = (),
+) -> Engine:
     """The engine that cfg.engine names; with `auto`, the fastest that covers the model on this device.
 
     device: cpu, cuda or cuda:N. cfg: schema.SimConfig. engine.reason says in one line why this one.
@@ -29,10 +35,12 @@ def build(spec: mujoco.MjModel | mujoco.MjSpec, num_envs: int, device: str, cfg:
         from isaacrl.sim.mujoco_engine import MujocoEngine
 
         if device != "cpu":
-            raise UserError(f"sim.engine: mujoco runs on the CPU, but device={device}; "
-                            "use device=cpu or sim.engine=mjwarp")
-        return MujocoEngine(model, num_envs, actuation, num_threads=cfg.num_threads,
-                            randomized_fields=randomized_fields, reason=reason)
+            raise UserError(
+                f"sim.engine: mujoco runs on the CPU, but device={device}; use device=cpu or sim.engine=mjwarp"
+            )
+        return MujocoEngine(
+            model, num_envs, actuation, num_threads=cfg.num_threads, randomized_fields=randomized_fields, reason=reason
+        )
     from isaacrl.sim.mjwarp_engine import MjwarpEngine
 
     return MjwarpEngine(model, num_envs, device, actuation, cfg, randomized_fields=randomized_fields, reason=reason)

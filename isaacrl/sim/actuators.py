@@ -44,8 +44,10 @@ def add_actuators(spec: mujoco.MjSpec, groups: Mapping[str, Mapping[str, Any]]) 
         for i in match([patterns] if isinstance(patterns, str) else patterns, names, f"{key}.joints"):
             if names[i] in chosen:
                 other = chosen[names[i]]["group"]
-                raise UserError(f"{key}.joints: joint '{names[i]}' is already in asset.actuators.{other}; "
-                                "give each joint to one group")
+                raise UserError(
+                    f"{key}.joints: joint '{names[i]}' is already in asset.actuators.{other}; "
+                    "give each joint to one group"
+                )
             chosen[names[i]] = {"group": group} | settings
     if chosen:
         for own in list(spec.actuators):
@@ -72,8 +74,10 @@ def _checked(key: str, node: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"{key}.law: unknown law '{law}'{did_you_mean(str(law), LAWS)}; one of {', '.join(LAWS)}")
     for k in node:
         if k not in LAWS[law] | {"joints", "law"}:
-            raise UserError(f"{key}.{k}: law '{law}' does not take it{did_you_mean(k, LAWS[law])}; "
-                            f"it takes {', '.join(sorted(LAWS[law]))}")
+            raise UserError(
+                f"{key}.{k}: law '{law}' does not take it{did_you_mean(k, LAWS[law])}; "
+                f"it takes {', '.join(sorted(LAWS[law]))}"
+            )
     needed = {"position": {"kp"}, "pd": {"kp"}, "velocity": {"kd"}}.get(law, set())
     if "saturation_effort" in node or "velocity_limit" in node:
         needed = needed | {"saturation_effort", "velocity_limit"}  # one line through both

@@ -11,17 +11,36 @@ import numpy as np
 from torch import Tensor
 
 STATE_FIELDS = (
-    "time", "qpos", "qvel", "act", "qacc_warmstart", "ctrl", "qfrc_applied", "xfrc_applied", "mocap_pos", "mocap_quat",
+    "time",
+    "qpos",
+    "qvel",
+    "act",
+    "qacc_warmstart",
+    "ctrl",
+    "qfrc_applied",
+    "xfrc_applied",
+    "mocap_pos",
+    "mocap_quat",
 )
 DIRECT, PD = 0, 1
 
 # Outputs that MuJoCo computes only for the sensors that need them, and those sensors.
 _SENSORS = mujoco.mjtSensor
 _SUBTREE = (_SENSORS.mjSENS_SUBTREELINVEL, _SENSORS.mjSENS_SUBTREEANGMOM)
-_RNE = (_SENSORS.mjSENS_ACCELEROMETER, _SENSORS.mjSENS_FORCE, _SENSORS.mjSENS_TORQUE, _SENSORS.mjSENS_FRAMELINACC,
-        _SENSORS.mjSENS_FRAMEANGACC)
-ONLY_FOR_SENSORS = {"subtree_linvel": _SUBTREE, "subtree_angmom": _SUBTREE, "cacc": _RNE, "cfrc_int": _RNE,
-                    "cfrc_ext": _RNE}
+_RNE = (
+    _SENSORS.mjSENS_ACCELEROMETER,
+    _SENSORS.mjSENS_FORCE,
+    _SENSORS.mjSENS_TORQUE,
+    _SENSORS.mjSENS_FRAMELINACC,
+    _SENSORS.mjSENS_FRAMEANGACC,
+)
+ONLY_FOR_SENSORS = {
+    "subtree_linvel": _SUBTREE,
+    "subtree_angmom": _SUBTREE,
+    "cacc": _RNE,
+    "cfrc_int": _RNE,
+    "cfrc_ext": _RNE,
+}
 
 
 @dataclass
@@ -34,25 +53,34 @@ class Actuation:
     saturation_effort (+-1 - qd / velocity_limit).
     """
 
-    law: np.ndarray                # int: DIRECT or PD
-    kp: np.ndarray                 # [N m / rad or N / m]
-    kd: np.ndarray                 # [N m s / rad or N s / m]
-    effort_limit: np.ndarray       # [N m or N], inf: none
+    law: np.ndarray  # int: DIRECT or PD
+    kp: np.ndarray  # [N m / rad or N / m]
+    kd: np.ndarray  # [N m s / rad or N s / m]
+    effort_limit: np.ndarray  # [N m or N], inf: none
     saturation_effort: np.ndarray  # stall torque [N m], inf: no torque-speed line
-    velocity_limit: np.ndarray     # no-load speed [rad/s], inf: none
-    delay: np.ndarray              # int, age of the target that is applied [physics steps]
-    qpos_adr: np.ndarray           # int, the actuated joint's address in qpos (PD)
-    qvel_adr: np.ndarray           # int, the actuated joint's address in qvel (PD)
+    velocity_limit: np.ndarray  # no-load speed [rad/s], inf: none
+    delay: np.ndarray  # int, age of the target that is applied [physics steps]
+    qpos_adr: np.ndarray  # int, the actuated joint's address in qpos (PD)
+    qvel_adr: np.ndarray  # int, the actuated joint's address in qvel (PD)
 
     @staticmethod
     def direct(nu: int) -> "Actuation":
         """Every target goes to ctrl as it is."""
+
         def every(value: float, dtype: type = float) -> np.ndarray:
             return np.full(nu, value, dtype)
 
-        return Actuation(law=every(DIRECT, int), kp=every(0.0), kd=every(0.0), effort_limit=every(np.inf),
-                         saturation_effort=every(np.inf), velocity_limit=every(np.inf), delay=every(0, int),
-                         qpos_adr=every(0, int), qvel_adr=every(0, int))
+        return Actuation(
+            law=every(DIRECT, int),
+            kp=every(0.0),
+            kd=every(0.0),
+            effort_limit=every(np.inf),
+            saturation_effort=every(np.inf),
+            velocity_limit=every(np.inf),
+            delay=every(0, int),
+            qpos_adr=every(0, int),
+            qvel_adr=every(0, int),
+        )
 
     @property
     def is_direct(self) -> bool:
@@ -80,13 +108,13 @@ class Engine(Protocol):
     """What every engine offers. E worlds; tensors live on `device`."""
 
     name: str
-    reason: str         # one line: why this engine
+    reason: str  # one line: why this engine
     model: mujoco.MjModel
     actuation: Actuation
     num_envs: int
     device: str
-    overflow: Tensor    # [E] int64, steps so far in which contacts or constraint rows exceeded capacity
-    nonfinite: Tensor   # [E] bool, worlds that failed in the last step; they are back at the default state
+    overflow: Tensor  # [E] int64, steps so far in which contacts or constraint rows exceeded capacity
+    nonfinite: Tensor  # [E] bool, worlds that failed in the last step; they are back at the default state
 
     def field(self, name: str) -> Tensor:
         """Live tensor of an MjData field, [E, ...]; computed from the first request on.

@@ -46,13 +46,34 @@ _FULL = int(_O.NEFC | _O.NJMAX_NNZ | _O.BROADPHASE | _O.NARROWPHASE | _O.CCD)
 _STATE = (*STATE_FIELDS, "eq_active", "plastic", "userdata")  # all that the next step depends on
 # Outputs of the last physics step, which a reset world has not made yet.
 _FORCES = (
-    "sensordata", "qacc", "act_dot", "actuator_force", "qfrc_actuator", "qfrc_constraint", "qfrc_smooth", "qacc_smooth",
-    "cacc", "cfrc_int", "cfrc_ext",
+    "sensordata",
+    "qacc",
+    "act_dot",
+    "actuator_force",
+    "qfrc_actuator",
+    "qfrc_constraint",
+    "qfrc_smooth",
+    "qacc_smooth",
+    "cacc",
+    "cfrc_int",
+    "cfrc_ext",
 )
 # Model fields that mjw.set_const derives from others.
 _DERIVED = (
-    "body_subtreemass", "geom_aabb", "geom_rbound", "tendon_length0", "eq_data", "cam_pos0", "cam_poscom0", "cam_mat0",
-    "light_pos0", "light_poscom0", "light_dir0", "dof_invweight0", "body_invweight0", "tendon_invweight0",
+    "body_subtreemass",
+    "geom_aabb",
+    "geom_rbound",
+    "tendon_length0",
+    "eq_data",
+    "cam_pos0",
+    "cam_poscom0",
+    "cam_mat0",
+    "light_pos0",
+    "light_poscom0",
+    "light_dir0",
+    "dof_invweight0",
+    "body_invweight0",
+    "tendon_invweight0",
     "actuator_acc0",
 )
 
@@ -62,8 +83,17 @@ class MjwarpEngine:
 
     name = "mjwarp"
 
-    def __init__(self, model: mujoco.MjModel, num_envs: int, device: str, actuation: Actuation, cfg: Any, *,
-                 randomized_fields: Sequence[str] = (), reason: str = ""):
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        num_envs: int,
+        device: str,
+        actuation: Actuation,
+        cfg: Any,
+        *,
+        randomized_fields: Sequence[str] = (),
+        reason: str = "",
+    ):
         actuation.validate(model.nu)
         _check_supported(model)
         self.model, self.num_envs, self.device = model, num_envs, device
@@ -106,12 +136,15 @@ class MjwarpEngine:
         self._state = {f: self._view(f) for f in _STATE}
         self._forces = {f: self._view(f) for f in _FORCES}
         self._bits = wp.to_torch(self.d.overflow)
-        mocap = np.argsort(model.body_mocapid)[model.nbody - model.nmocap:]
+        mocap = np.argsort(model.body_mocapid)[model.nbody - model.nmocap :]
         self._mocap = torch.as_tensor(mocap, device=self.device)
         view = {f: wp.to_torch(getattr(self.m, f)) for f in ("qpos0", "eq_active0", "body_pos", "body_quat")}
         self._body_pos, self._body_quat = view["body_pos"], view["body_quat"]
-        self._default = {"qpos": view["qpos0"], "eq_active": view["eq_active0"][None],
-                         "plastic": self._state["plastic"][:1].clone()}
+        self._default = {
+            "qpos": view["qpos0"],
+            "eq_active": view["eq_active0"][None],
+            "plastic": self._state["plastic"][:1].clone(),
+        }
         self._contact_world, self._contacts = wp.to_torch(self.d.contact.worldid), wp.to_torch(self.d.nacon)
         self._contact_ids = torch.arange(len(self._contact_world), device=self.device)
         self._substeps(1)  # compiles and loads every kernel now
@@ -136,8 +169,11 @@ class MjwarpEngine:
 
     def _view(self, name: str) -> Tensor:
         """The Warp array of an MjData field as a tensor of MuJoCo's shape."""
-        known = [f.name for f in dataclasses.fields(mjw.Data)
-                 if getattr(f.type, "shape", ("",))[0] == "nworld" and hasattr(self._template, f.name)]
+        known = [
+            f.name
+            for f in dataclasses.fields(mjw.Data)
+            if getattr(f.type, "shape", ("",))[0] == "nworld" and hasattr(self._template, f.name)
+        ]
         if name not in known:
             raise ValueError(f"'{name}' is not a field that mjwarp computes{did_you_mean(name, known)}")
         array = wp.to_torch(getattr(self.d, name))
@@ -146,16 +182,19 @@ class MjwarpEngine:
 
     def write(self, name: str, value: Tensor, mask: Tensor | None = None) -> None:
         if name not in STATE_FIELDS:
-            raise ValueError(f"'{name}' is not a state field{did_you_mean(name, STATE_FIELDS)}; "
-                             f"those are {', '.join(STATE_FIELDS)}")
+            raise ValueError(
+                f"'{name}' is not a state field{did_you_mean(name, STATE_FIELDS)}; those are {', '.join(STATE_FIELDS)}"
+            )
         field = self._state[name]
         value = value.to(field.dtype)
         field.copy_(value if mask is None else torch.where(_rows(mask, field), value, field))
 
     def reset(self, mask: Tensor | None = None) -> None:
         mask = self._everywhere if mask is None else mask
-        default = self._default | {"mocap_pos": self._body_pos[:, self._mocap],
-                                   "mocap_quat": self._body_quat[:, self._mocap]}
+        default = self._default | {
+            "mocap_pos": self._body_pos[:, self._mocap],
+            "mocap_quat": self._body_quat[:, self._mocap],
+        }
         for name, field in self._state.items():
             if not field.numel():
                 continue
@@ -317,5 +356,7 @@ def _check_supported(model: mujoco.MjModel) -> None:
     if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
         raise UserError("sim.engine=mjwarp does not support sleeping bodies (<flag sleep>); use sim.engine=mujoco")
     if model.nhistory:
-        raise UserError("sim.engine=mjwarp does not support MuJoCo's own delays of actuators and sensors; "
-                        "use asset.actuators.<group>.delay or sim.engine=mujoco")
+        raise UserError(
+            "sim.engine=mjwarp does not support MuJoCo's own delays of actuators and sensors; "
+            "use asset.actuators.<group>.delay or sim.engine=mujoco"
+        )

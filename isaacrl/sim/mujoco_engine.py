@@ -28,8 +28,16 @@ class MujocoEngine:
     name = "mujoco"
     device = "cpu"
 
-    def __init__(self, model: mujoco.MjModel, num_envs: int, actuation: Actuation, *, num_threads: int = 0,
-                 randomized_fields: Sequence[str] = (), reason: str = ""):
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        num_envs: int,
+        actuation: Actuation,
+        *,
+        num_threads: int = 0,
+        randomized_fields: Sequence[str] = (),
+        reason: str = "",
+    ):
         actuation.validate(model.nu)
         _silence()
         self.model, self.num_envs, self.actuation, self.reason = model, num_envs, actuation, reason
@@ -59,8 +67,9 @@ class MujocoEngine:
 
     def write(self, name: str, value: Tensor, mask: Tensor | None = None) -> None:
         if name not in STATE_FIELDS:
-            raise ValueError(f"'{name}' is not a state field{did_you_mean(name, STATE_FIELDS)}; "
-                             f"those are {', '.join(STATE_FIELDS)}")
+            raise ValueError(
+                f"'{name}' is not a state field{did_you_mean(name, STATE_FIELDS)}; those are {', '.join(STATE_FIELDS)}"
+            )
         rows = self.field(name)
         if mask is None:
             rows.copy_(value)
@@ -160,8 +169,12 @@ def _view(array: np.ndarray) -> Tensor:
 class _LogConfig(ctypes.Structure):
     """mjLogConfig."""
 
-    _fields_ = [("logto_console", ctypes.c_bool), ("logto_file", ctypes.c_bool), ("logfile", ctypes.c_char * 1024),
-                ("topics", ctypes.c_int)]
+    _fields_ = [
+        ("logto_console", ctypes.c_bool),
+        ("logto_file", ctypes.c_bool),
+        ("logfile", ctypes.c_char * 1024),
+        ("topics", ctypes.c_int),
+    ]
 
 
 def _silence() -> None:

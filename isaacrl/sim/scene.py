@@ -50,8 +50,10 @@ def load(path: str) -> mujoco.MjSpec:
     file = next((p for p in (Path(path).expanduser(), BUNDLED / path) if p.is_file()), None)
     if file is None:
         bundled = sorted(str(p.relative_to(BUNDLED)) for p in BUNDLED.rglob("*.xml"))
-        raise UserError(f"asset.path: no file '{path}' in {os.getcwd()} or among the bundled models "
-                        f"({', '.join(bundled)}){did_you_mean(path, bundled)}")
+        raise UserError(
+            f"asset.path: no file '{path}' in {os.getcwd()} or among the bundled models "
+            f"({', '.join(bundled)}){did_you_mean(path, bundled)}"
+        )
     try:
         return mujoco.MjSpec.from_file(str(file))
     except (ValueError, RuntimeError, mujoco.FatalError) as e:
@@ -62,15 +64,34 @@ def add_surroundings(spec: mujoco.MjSpec) -> None:
     """A ground, a light and a sky where the model has none of its own."""
     world, kind, builtin, shape = spec.worldbody, mujoco.mjtTexture, mujoco.mjtBuiltin, mujoco.mjtGeom
     if not any(t.type == kind.mjTEXTURE_SKYBOX for t in spec.textures):
-        spec.add_texture(name="isaacrl_sky", type=kind.mjTEXTURE_SKYBOX, builtin=builtin.mjBUILTIN_GRADIENT,
-                         rgb1=[0.93, 0.95, 0.98], rgb2=[0.62, 0.71, 0.82], width=256, height=256)
+        spec.add_texture(
+            name="isaacrl_sky",
+            type=kind.mjTEXTURE_SKYBOX,
+            builtin=builtin.mjBUILTIN_GRADIENT,
+            rgb1=[0.93, 0.95, 0.98],
+            rgb2=[0.62, 0.71, 0.82],
+            width=256,
+            height=256,
+        )
     grounds = (shape.mjGEOM_PLANE, shape.mjGEOM_HFIELD)
     if not any(g.type in grounds or g.name in ("ground", "floor") for g in world.geoms):
-        spec.add_texture(name="isaacrl_ground", type=kind.mjTEXTURE_2D, builtin=builtin.mjBUILTIN_CHECKER,
-                         rgb1=[0.80, 0.83, 0.86], rgb2=[0.74, 0.77, 0.81], width=300, height=300)
+        spec.add_texture(
+            name="isaacrl_ground",
+            type=kind.mjTEXTURE_2D,
+            builtin=builtin.mjBUILTIN_CHECKER,
+            rgb1=[0.80, 0.83, 0.86],
+            rgb2=[0.74, 0.77, 0.81],
+            width=300,
+            height=300,
+        )
         material = spec.add_material(name="isaacrl_ground", texrepeat=[1, 1], texuniform=True, reflectance=0.05)
         material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "isaacrl_ground"
         world.add_geom(name="ground", type=shape.mjGEOM_PLANE, size=[0, 0, 0.05], material="isaacrl_ground")
     if not spec.lights:
-        world.add_light(pos=[0, 0, 6], dir=[0.3, 0.25, -1], type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
-                        diffuse=[0.7, 0.7, 0.68], castshadow=True)
+        world.add_light(
+            pos=[0, 0, 6],
+            dir=[0.3, 0.25, -1],
+            type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
+            diffuse=[0.7, 0.7, 0.68],
+            castshadow=True,
+        )

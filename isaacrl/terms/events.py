@@ -1,7 +1,8 @@
 """Events: functions (s, mask, *, parameters) that change the simulation in the worlds of mask [E].
 
 `when: reset` (the default) runs at every reset, `when: startup` once, `when: interval` with `interval_s: [low, high]`
-at random times. Groups under conf/randomization hold events too.
+at random times. In a reset event joint and base coordinates are those of the new episode's default pose, while what
+derives from them (body poses, sensors) is still the old episode's. Groups under conf/randomization hold events too.
 """
 
 import torch
