@@ -8,10 +8,13 @@
    the ratio is of medians.
 """
 
+import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does, before torch is imported
 
 import torch
 from common import write

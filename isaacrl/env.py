@@ -139,7 +139,7 @@ class Env:
         """Start every world anew; the observations, group -> [E, n]."""
         self._reset(self.everywhere)
         self._read_commands()
-        self.obs = self._observe(advance=False, reset=self.everywhere)
+        self.obs = self._observe(reset=self.everywhere)
         return self.obs
 
     def stagger(self) -> None:
@@ -182,22 +182,22 @@ class Env:
             rewards = torch.where(self.spoilt[:, None], 0.0, rewards)
             reward = rewards.sum(dim=1)
             self._record(rewards, reward, done)
-            final_obs = self._observe(advance=True)
+            final_obs = self._observe()
 
             if self.device != "cpu" or bool(done.any()):  # asking a CPU costs nothing; a GPU is never asked
                 self._reset(done)
             for command in self.command_terms:
                 command.advance(s)
             self._read_commands()
-            self.obs = self._observe(advance=False, reset=done)
+            self.obs = self._observe(again=True, reset=done)
         info = {"final_obs": final_obs, "target": target, "nonfinite": engine.nonfinite}
         return self.obs, reward, s.terminated, s.truncated, info
 
-    def _observe(self, *, advance: bool, reset: Tensor | None = None) -> dict[str, Tensor]:
+    def _observe(self, *, again: bool = False, reset: Tensor | None = None) -> dict[str, Tensor]:
         own = self.task.observations(self.state)
         if own is not None:
             return own
-        return {g.name: g.observe(self.state, advance=advance, reset=reset) for g in self.groups}
+        return {g.name: g.observe(self.state, again=again, reset=reset) for g in self.groups}
 
     def _reset(self, mask: Tensor) -> None:
         """Start the worlds of mask [E] anew."""

@@ -18,19 +18,22 @@ def _int32(x: int) -> int:
     return x - (1 << 32) if x >= 1 << 31 else x
 
 
-def pcg4d(x: Tensor, y: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four well-mixed 32-bit words from four counters; int32 tensors that broadcast, arithmetic modulo 2^32."""
-    x, y, z, w = (v * 1664525 + 1013904223 for v in (x, y, z, w))
-    x = x + y * w
-    y = y + z * x
-    z = z + x * y
-    w = w + y * z
-    x, y, z, w = (v ^ ((v >> 16) & 0xFFFF) for v in (x, y, z, w))
-    x = x + y * w
-    y = y + z * x
-    z = z + x * y
-    w = w + y * z
-    return x, y, z, w
+def pcg4d(*counters: Tensor) -> Tensor:
+    """Four well-mixed 32-bit words [4, ...] from four counters; int32 tensors that broadcast, arithmetic modulo 2^32."""
+    v = torch.stack(torch.broadcast_tensors(*counters)) * 1664525 + 1013904223
+    _mix(v)
+    v ^= (v >> 16) & 0xFFFF  # a logical shift
+    _mix(v)
+    return v
+
+
+def _mix(v: Tensor) -> None:
+    """Each word takes in the product of two others, one after the other, in place."""
+    x, y, z, w = v.unbind(0)
+    x.addcmul_(y, w)
+    y.addcmul_(z, x)
+    z.addcmul_(x, y)
+    w.addcmul_(y, z)
 
 
 class Random:
@@ -53,8 +56,8 @@ class Random:
             self._index[blocks] = torch.arange(blocks, dtype=torch.int32, device=self.world.device)
         key = _int32(zlib.crc32(stream.encode(), self.seed & 0xFFFFFFFF) ^ (self.seed * 0x9E3779B9))
         counter = torch.full_like(self._index[blocks], key)
-        words = torch.broadcast_tensors(*pcg4d(self.world, self.step, self._index[blocks], counter))
-        return torch.stack(words, dim=2).flatten(1)[:, :n]
+        words = pcg4d(self.world, self.step, self._index[blocks], counter)  # [4, E, blocks]
+        return words.permute(1, 2, 0).flatten(1)[:, :n]
 
     def uniform(self, stream: str, n: int) -> Tensor:
         """[E, n] in [0, 1)."""

@@ -62,7 +62,7 @@ def test_rewards_of_swingup_by_hand():
 def test_observations_and_terminations_by_hand():
     env = make()
     put(env, [0.5, 0.3], [-2.0, 4.0])
-    assert env.groups[0].observe(env.state, advance=False)[0].tolist() == pytest.approx([0.5, 0.3, -2.0, 4.0])
+    assert env.groups[0].observe(env.state)[0].tolist() == pytest.approx([0.5, 0.3, -2.0, 4.0])
     assert not env.task.dones(env.state)[0].any()
     put(env, [0.5, -0.9], [0.0, 0.0])
     assert env.task.dones(env.state)[0].all()
@@ -71,7 +71,7 @@ def test_observations_and_terminations_by_hand():
     env = make("cartpole_swingup")
     put(env, [0.5, 2.0], [-2.0, 4.0])
     expected = [0.5, math.cos(2.0), math.sin(2.0), -2.0, 4.0]
-    assert env.groups[0].observe(env.state, advance=False)[0].tolist() == pytest.approx(expected)
+    assert env.groups[0].observe(env.state)[0].tolist() == pytest.approx(expected)
 
 
 def test_every_quantity_has_the_shape_its_docstring_states():

@@ -112,9 +112,13 @@ class MujocoEngine:
         when the next step begins, so the new state is looked at here.
         """
         warned = self.batch.warning[:, :, 1]
+        limit = mujoco.mjMAXVAL
+        largest = max(float(x.abs().amax()) for x in (self._qpos, self._qvel))  # NaN propagates
+        if largest <= limit and not failed.any() and np.array_equal(warned, before):
+            self.nonfinite.zero_()  # as nearly always
+            return
         self.overflow += torch.from_numpy((warned[:, _FULL] > before[:, _FULL]).any(axis=1))
         bad = failed | (warned[:, _BAD] != before[:, _BAD]).any(axis=1)
-        limit = mujoco.mjMAXVAL
         sound = (self._qpos.abs() <= limit).all(dim=1) & (self._qvel.abs() <= limit).all(dim=1)
         torch.logical_or(torch.from_numpy(bad), ~sound, out=self.nonfinite)
         if self.nonfinite.any():

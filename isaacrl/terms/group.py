@@ -59,21 +59,29 @@ class ObservationGroup:
         depth = max(self.lengths, default=1)
         self.history = self._measure(s)[:, None].repeat(1, depth, 1) if depth > 1 else None  # [E, depth, sum(sizes)]
 
-    def _measure(self, s: State) -> Tensor:
-        """[E, sum(sizes)]: all terms with noise."""
+    def _measure(self, s: State, *, again: bool = False) -> Tensor:
+        """[E, sum(sizes)]: all terms with noise. again: with the noise of the last reading, which is this step's."""
         value = torch.cat([term(s) for term in self.terms], dim=1)
-        s.use_stream(f"noise.{self.name}")
-        if self.noisy_uniform:
-            value = value + self.noise_uniform * (2.0 * s.uniform(value.shape[1]) - 1.0)
-        if self.noisy_std:
-            value = value + self.noise_std * s.normal(value.shape[1])
-        return value
+        if not again:
+            self.noise = self._noise(s, value.shape[1])
+        return value if self.noise is None else value + self.noise
 
-    def observe(self, s: State, *, advance: bool, reset: Tensor | None = None) -> Tensor:
-        """[E, width] for the networks. advance: the step's first reading. reset: mask [E] of worlds that start anew."""
-        now = self._measure(s)
+    def _noise(self, s: State, n: int) -> Tensor | None:
+        s.use_stream(f"noise.{self.name}")
+        noise = self.noise_uniform * (2.0 * s.uniform(n) - 1.0) if self.noisy_uniform else None
+        if self.noisy_std:
+            gaussian = self.noise_std * s.normal(n)
+            noise = gaussian if noise is None else noise + gaussian
+        return noise
+
+    def observe(self, s: State, *, again: bool = False, reset: Tensor | None = None) -> Tensor:
+        """[E, width] for the networks.
+
+        again: a step's second reading; otherwise the memory advances. reset: mask [E] of worlds that start anew.
+        """
+        now = self._measure(s, again=again)
         if self.history is not None:
-            kept = self.history[:, 1:] if advance else self.history[:, :-1]
+            kept = self.history[:, :-1] if again else self.history[:, 1:]
             history = torch.cat((kept, now[:, None]), dim=1)
             if reset is not None:
                 history = torch.where(reset[:, None, None], now[:, None], history)
