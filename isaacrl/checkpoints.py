@@ -85,7 +85,8 @@ def load_checkpoint(run_path: str | Path, which: str | Path = "latest") -> tuple
     entries = _read_index(folder)["entries"]
     if which not in ("latest", "best"):
         entry = _named(folder, entries, which)
-        return _read(folder / entry["file"], entry["sha256"])["state"], entry | {"warnings": []}
+        payload = _read(folder / entry["file"], entry["sha256"])
+        return payload["state"], entry | {"iteration": payload["iteration"], "warnings": []}
     if not entries:
         raise UserError(
             f"run={run_path}: this run has no checkpoint; start another from its configuration: "

@@ -211,7 +211,10 @@ def closing(s: Status, summary: dict[str, Any]) -> list[Text]:
         rows.append(("policy", f"{path}/policy.onnx"))
     name = shlex.quote(path)
     commands = [f"isaacrl eval run={name}", f"isaacrl play run={name}"]
-    if stopped:
+    if stopped and not summary.get("iterations", 1):
+        rows.append(("note", "stopped before the first iteration: nothing to resume"))
+        commands = []
+    elif stopped:
         commands.insert(0, f"isaacrl train run={name} resume=true")
     lines = [Text(), Text(head, style="bold yellow" if stopped else "bold green")]
     styles = {"warning": "yellow"}

@@ -37,12 +37,16 @@ class Task:
         """Once, when the simulation stands: bind the term tables. Overrides call super().setup(s, cfg) first."""
         table = container(cfg.task)
         self.actions = bind("actions", table["actions"], s, "task.actions")
+        if self.actions:
+            self.num_actions = sum(len(t.fn.actuators) for t in self.actions)
+        elif not hasattr(self, "num_actions"):
+            raise UserError(f"task.actions: none given; a task without them sets num_actions in {type(self).__name__}")
+        s.action = torch.zeros(s.num_envs, self.num_actions, device=s.device)
+        s.last_action = s.action.clone()
         self.reward_terms = bind("rewards", table["rewards"], s, "task.rewards")
         self.weights = torch.tensor([float(t.settings.get("weight", 1.0)) for t in self.reward_terms], device=s.device)
         self.termination_terms = bind("terminations", table["terminations"], s, "task.terminations")
         self.metric_terms = bind("metrics", table["metrics"], s, "task.metrics")
-        if self.actions:
-            self.num_actions = sum(len(t.fn.actuators) for t in self.actions)
         used = [a for t in self.actions for a in t.fn.actuators]
         if len(used) != len(set(used)):
             twice = next(s.robot.actuator_names[a] for a in used if used.count(a) > 1)
@@ -107,11 +111,9 @@ class Env:
         self._to_default_pose(self.everywhere)
         self.engine.forward()
         s.refresh()
-        self.task.setup(s, cfg)
-        s.action = torch.zeros(self.num_envs, self.task.num_actions, device=self.device)
-        s.last_action = s.action.clone()
         self.command_terms = bind("commands", table["commands"], s, "task.commands")
         self._read_commands()
+        self.task.setup(s, cfg)
         self.events = events = bind("events", table["events"], s, "task.events") + bind(
             "events", randomization, s, "randomization"
         )
@@ -135,6 +137,7 @@ class Env:
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def reset(self) -> dict[str, Tensor]:
         """Start every world anew; the observations, group -> [E, n]."""
         self._reset(self.everywhere)
@@ -142,6 +145,7 @@ class Env:
         self.obs = self._observe(reset=self.everywhere)
         return self.obs
 
+    @torch.no_grad()
     def stagger(self) -> None:
         """Put every world at a random time of its first episode, so that time-outs do not come all at once.
 
@@ -152,6 +156,7 @@ class Env:
         s.episode_step.copy_((s.uniform(1)[:, 0] * self.max_episode_steps).long())
         self.whole.fill_(False)
 
+    @torch.no_grad()
     def step(self, action: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Any]]:
         """One policy step of every world. action [E, num_actions].
 
@@ -195,8 +200,8 @@ class Env:
 
     def _observe(self, *, again: bool = False, reset: Tensor | None = None) -> dict[str, Tensor]:
         own = self.task.observations(self.state)
-        if own is not None:
-            return own
+        if own is not None:  # copies: a float32 engine's tensors are live
+            return {name: value.clone() for name, value in own.items()}
         return {g.name: g.observe(self.state, again=again, reset=reset) for g in self.groups}
 
     def _reset(self, mask: Tensor) -> None:
@@ -210,11 +215,10 @@ class Env:
         s.refresh()
         keep = ~mask
         s.episode_step *= keep
-        s.action *= keep[:, None]
-        s.last_action *= keep[:, None]
-        self.episode_return *= keep
+        for value in (s.action, s.last_action, self.episode_metrics):
+            value.masked_fill_(mask[:, None], 0.0)  # not a product: NaN times 0 is NaN
+        self.episode_return.masked_fill_(mask, 0.0)
         self.whole |= mask
-        self.episode_metrics *= keep[:, None]
         for term in [*self.memory_terms, *self.command_terms]:
             term.reset(s, mask)
         for event in self.interval_events:
@@ -270,6 +274,14 @@ class Env:
         if "policy" not in names:
             raise UserError(f"task.observations: no group 'policy'; groups: {names}")
         s.joint_torque  # noqa: B018  (a metric of every run)
+        shapes = {
+            "rewards": (self.task.rewards(s), (self.num_envs, len(self.task.reward_names))),
+            "pre_physics_step": (self.task.pre_physics_step(s, s.action), (self.num_envs, self.engine.model.nu)),
+            "dones": (self.task.dones(s)[0], (self.num_envs,)),
+        }
+        for hook, (value, expected) in shapes.items():
+            if tuple(value.shape) != expected:
+                raise UserError(f"task.env: {hook}() must return {list(expected)}, got {list(value.shape)}")
         self.engine.forward()
         s.refresh()
 
@@ -290,11 +302,13 @@ class Env:
             s.joint_torque.abs().mean(),
             torch.ones_like(reward[0]),
         ]
-        self._sums += torch.cat((torch.stack(sums), (per_episode * ended[:, None]).sum(0), rewards.mean(0)))
+        self._sums += torch.cat(
+            (torch.stack(sums), torch.where(ended[:, None] > 0, per_episode, 0.0).sum(0), rewards.mean(0))
+        )
         self.last_episode_metrics = per_episode  # [E, M], of the episodes that end in this step
 
     def read_metrics(self) -> dict[str, float]:
-        """Means since the last call; one copy to the host. Episode figures are absent if no episode ended."""
+        """Means since the last call; two copies to the host. Episode figures are absent if no episode ended."""
         sums = self._sums.tolist()
         overflow = int(self.engine.overflow.sum())
         overflow, self._overflow = overflow - self._overflow, overflow
@@ -334,13 +348,22 @@ class Env:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, as tensors."""
-        return {"engine": self.engine.state_dict(), "env": {k: v.clone() for k, v in self._tensors().items()}}
+        return {
+            "engine_name": self.engine.name,
+            "engine": self.engine.state_dict(),
+            "env": {k: v.clone() for k, v in self._tensors().items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where state_dict() was taken (same task, number of worlds and engine).
 
         Raises: UserError where the environment is another one.
         """
+        if state["engine_name"] != self.engine.name:
+            raise UserError(
+                f"sim.engine: the run was simulated by {state['engine_name']}, here it is {self.engine.name}; resume "
+                f"with sim.engine={state['engine_name']}, or start a new run from it without resume=true"
+            )
         mine = self._tensors()
         theirs = state["env"]
         wrong = [k for k in mine if k not in theirs or theirs[k].shape != mine[k].shape] + [
@@ -368,10 +391,8 @@ def container(node: DictConfig) -> dict[str, Any]:
 def _device(name: str) -> str:
     """'auto' means the first GPU, or the CPU."""
     if name == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device: '{name}', but there is no usable GPU; use device=cpu (`isaacrl doctor` says more)")
-    return "cuda:0" if name == "cuda" else name
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return sim.checked_device(name)
 
 
 def make(task: str = "cartpole", *, overrides: Sequence[str] = (), **keys: Any) -> Env:

@@ -37,8 +37,12 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
         "metrics": {name: statistics(values) for name, values in episodes.items()},
     }
     result["solved"] = verdict(cfg, result["metrics"])
-    runs.write_json(run_path / "eval.json", result)
-    _show(result, run_path)
+    try:
+        runs.write_json(run_path / "eval.json", result)
+        written = f"written: {run_path / 'eval.json'}"
+    except OSError as e:
+        written = f"not written: {run_path / 'eval.json'} ({e.strerror or e})"
+    _show(result, written)
     return result
 
 
@@ -107,7 +111,7 @@ def verdict(cfg: DictConfig, metrics: dict[str, dict[str, float]]) -> dict[str, 
     }
 
 
-def _show(result: dict[str, Any], run_path: Path) -> None:
+def _show(result: dict[str, Any], written: str) -> None:
     console = Console()
     table = Table(
         title=f"{result['task']}: {result['episodes']} episodes, seed {result['seed']}, engine {result['engine']}"
@@ -123,7 +127,7 @@ def _show(result: dict[str, Any], run_path: Path) -> None:
             f"{s['max']:.4g}",
         )
     console.print(table)
-    print(f"written: {run_path / 'eval.json'}")
+    print(written)
     rule = result["solved"]
     if rule is None:
         print("solved: not defined (the task has no `solved` criterion)")

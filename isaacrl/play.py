@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from isaacrl import algos, render
 from isaacrl.env import Env
+from isaacrl.errors import UserError
 
 FPS = 30  # frames a second of a video; steps are subsampled to come near it
 
@@ -28,32 +29,38 @@ def play(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
         view(env, algo.act)
         return {"run": str(run_path)}
     steps = max(1, round(options.seconds / env.step_dt))
-    qpos, returns = record(env, algo.act, steps)
+    qpos, reward = record(env, algo.act, steps)
     every = max(1, round(1.0 / (FPS * env.step_dt)))
-    frames = list(
-        render.render_frames(
-            env.engine.model,
-            qpos[::every],
-            camera=OmegaConf.to_container(cfg.task.camera),
-            width=options.width,
-            height=options.height,
-        )
-    )
-    folder = run_path / "videos"
-    folder.mkdir(exist_ok=True)
+    shots = qpos[::every]
+    how: dict[str, Any] = {
+        "camera": OmegaConf.to_container(cfg.task.camera),
+        "width": options.width,
+        "height": options.height,
+    }
+    folder = _videos(run_path)
     name = f"iteration_{entry['iteration']:06d}"
-    result = {"run": str(run_path), "return": returns, "renderer": render.backend()[0]}
-    picture = folder / f"{name}.png"
-    render.write_png(frames[len(frames) // 2], picture)
+    result = {"run": str(run_path), "reward": reward, "renderer": render.backend()[0]}
+    middle = len(shots) // 2
+    picture, video = folder / f"{name}.png", folder / f"{name}.mp4"
+    render.write_png(next(iter(render.render_frames(env.engine.model, shots[middle : middle + 1], **how))), picture)
     result["png"] = str(picture)
     if options.video:
-        video = folder / f"{name}.mp4"
-        render.write_video(frames, video, fps=1.0 / (every * env.step_dt))
+        render.write_video(render.render_frames(env.engine.model, shots, **how), video, fps=1.0 / (every * env.step_dt))
         result["video"] = str(video)
         print(f"video:   {video}  ({options.seconds:g} s, renderer {result['renderer']})")
     print(f"picture: {picture}")
-    print(f"reward:  {returns:.3f} a world in {options.seconds:g} s")
+    print(f"reward:  {reward:.3f} a world in {options.seconds:g} s")
     return result
+
+
+def _videos(run_path: Path) -> Path:
+    """The run's folder of videos."""
+    folder = run_path / "videos"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be made ({e.strerror or e})") from None
+    return folder
 
 
 @torch.no_grad()

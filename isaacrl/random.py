@@ -19,7 +19,7 @@ def _int32(x: int) -> int:
 
 
 def pcg4d(*counters: Tensor) -> Tensor:
-    """Four well-mixed 32-bit words [4, ...] from four counters; int32 tensors that broadcast, arithmetic modulo 2^32."""
+    """Four well-mixed 32-bit words [4, ...] from four counters: int32 that broadcast, arithmetic modulo 2^32."""
     v = torch.stack(torch.broadcast_tensors(*counters)) * 1664525 + 1013904223
     _mix(v)
     v ^= (v >> 16) & 0xFFFF  # a logical shift

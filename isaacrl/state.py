@@ -61,6 +61,14 @@ class Robot:
         scalar = [j for j in range(model.njnt) if model.jnt_type[j] in (2, 3)]  # slide, hinge
         self.joint_names = [model.joint(j).name for j in scalar]
         self.actuator_names = [model.actuator(a).name for a in range(model.nu)]
+        # The robot's joint that each actuator drives; -1 where it drives something else.
+        joint = mujoco.mjtTrn.mjTRN_JOINT
+        self.driven_joints = [
+            scalar.index(model.actuator_trnid[a, 0])
+            if model.actuator_trntype[a] == joint and model.actuator_trnid[a, 0] in scalar
+            else -1
+            for a in range(model.nu)
+        ]
         self.body_names = [model.body(b).name for b in range(model.nbody)]
         self.site_names = [model.site(i).name for i in range(model.nsite)]
         self.joint_units = ["m" if model.jnt_type[j] == 2 else "rad" for j in scalar]
@@ -142,6 +150,7 @@ class State(_Lazy):
         self.body_root = torch.as_tensor(engine.model.body_rootid, dtype=torch.long, device=self.device)
         self._stream, self._draw = "", 0
         self._fields: dict[str, Tensor] = {}
+        self._sensors: dict[str, slice] = {}
         self._views: dict[tuple, BodyView | SiteView] = {}
         self._qpos_joints, self._qvel_joints = (
             as_index(robot.qpos_adr, self.device),
@@ -188,9 +197,11 @@ class State(_Lazy):
 
     def sensor(self, name: str) -> Tensor:
         """Reading of the MuJoCo sensor of that name, in MuJoCo's unit and frame, [E, dim]."""
-        model = self.engine.model
-        i = match([name], [model.sensor(k).name for k in range(model.nsensor)], "sensor")[0]
-        return self.read("sensordata")[:, model.sensor_adr[i] : model.sensor_adr[i] + model.sensor_dim[i]]
+        if name not in self._sensors:
+            model = self.engine.model
+            i = match([name], [model.sensor(k).name for k in range(model.nsensor)], "sensor")[0]
+            self._sensors[name] = slice(model.sensor_adr[i], model.sensor_adr[i] + model.sensor_dim[i])
+        return self.read("sensordata")[:, self._sensors[name]]
 
     def command(self, name: str) -> Tensor:
         """Current value of the command term of that name, [E, n]."""
@@ -278,7 +289,7 @@ class State(_Lazy):
     def write(self, name: str, value: Tensor, mask: Tensor) -> None:
         """Set a state field of the simulator (MuJoCo's name) in the worlds of mask [E]."""
         self.engine.write(name, value, mask)
-        self._fields.pop(name, None)
+        self.refresh()  # a second event must see what the first one wrote
 
     def write_joints(self, pos: Tensor, vel: Tensor, mask: Tensor) -> None:
         """Set joint positions and velocities [E, J] in the worlds of mask [E]; everything else stays."""

@@ -15,14 +15,18 @@ class Timer:
     """
 
     def __init__(self, device: str):
-        self.cuda = device.startswith("cuda")
+        self.device, self.cuda = device, device.startswith("cuda")
+        self.enabled = False  # who reads it turns it on: marks that nobody reads would pile up
         self._marks: list[tuple[str, object]] = []
         self._open: list[str] = []
 
     def _mark(self, section: str) -> None:
+        if not self.enabled:
+            return
         if self.cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            with torch.cuda.device(self.device):
+                event = torch.cuda.Event(enable_timing=True)
+                event.record()
             self._marks.append((section, event))
         else:
             self._marks.append((section, time.perf_counter()))

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from isaacrl import algos, runs
-from isaacrl.config import dump
+from isaacrl.config import dump, load_stored
 from isaacrl.env import Env
 from isaacrl.errors import UserError
 from isaacrl.export import export_policy
@@ -47,6 +47,8 @@ def resume(run_path: Path, cfg: DictConfig) -> dict[str, Any]:
         algo = algos.build(env, cfg)
         algo.load_state_dict(state["algo"])
         env.load_state_dict(state["env"])
+        if cfg.algo.lr != load_stored(run_path / "config.yaml", trust=True, training=False).algo.lr:
+            algo.lr.fill_(cfg.algo.lr)  # asked for on the command line: instead of the stored one
         phases.done("networks")
         progress = Progress(**state["progress"])
         if progress.iteration >= cfg.algo.iterations:
@@ -54,6 +56,7 @@ def resume(run_path: Path, cfg: DictConfig) -> dict[str, Any]:
                 f"run={run_path}: already at iteration {progress.iteration} of {cfg.algo.iterations}; "
                 f"add algo.iterations={2 * progress.iteration} to train on"
             )
+        runs.write_atomic(run_path / "config.yaml", dump(cfg))  # what changed holds from here on
         return _loop(cfg, env, algo, folder, signals, phases, progress)
 
 
@@ -82,9 +85,11 @@ class Progress:
         first: float | None = None,
         last: float | None = None,
         last_length: float | None = None,
+        best_saved: float | None = None,
     ):
         self.iteration, self.env_steps, self.wall_s = iteration, env_steps, wall_s
         self.best, self.first, self.last, self.last_length = best, first, last, last_length
+        self.best_saved = best_saved
 
 
 def _loop(
@@ -104,9 +109,10 @@ def _loop(
     for name, seconds in phases.seconds.items():
         log.phase(name, seconds)
     run.update(status="running", engine=env.engine.name)
-    failed_saves = skipped = 0
-    saved_at = start if start else -1
-    status = "finished"
+    status = "failed"
+    env.timer.enabled = True
+    saver = Saver(cfg, env, algo, run, progress, log)
+    skipped = 0
     try:
         while progress.iteration < cfg.algo.iterations and not signals.received:
             metrics = _iterate(cfg, env, algo, progress, log)
@@ -116,31 +122,81 @@ def _loop(
                     f"training diverged: no finite update in {skipped} iterations; the last good checkpoint is "
                     f"kept in {run.path}; lower algo.lr or look at the rewards"
                 )
-            last = progress.iteration == cfg.algo.iterations or bool(signals.received)
-            better = _improved(progress, metrics)
-            if last or failed_saves or better or progress.iteration % cfg.checkpoint.every == 0:
-                # The best policy is worth a file only every few iterations while it improves all the time.
-                if last or failed_saves or progress.iteration - saved_at >= min(10, cfg.checkpoint.every):
-                    failed_saves, saved_at = _save(cfg, env, algo, run, progress, log, failed_saves), progress.iteration
-        if signals.received and saved_at != progress.iteration and progress.iteration > 0:
-            _save(cfg, env, algo, run, progress, log, 0)
-        status = f"interrupted by {signals.received}" if signals.received else "finished"
+            _track(progress, metrics)
+            if not skipped:
+                saver.after_iteration()
+        saver.finish()
         summary = _summary(cfg, run, progress, signals, start)
-        if not signals.received:
-            export_policy(env, algo, run.path, cfg)
         run.write_json("summary.json", summary)
+        if not signals.received:
+            _export_best(cfg, env, algo, run, log)
+        status = f"interrupted by {signals.received}" if signals.received else "finished"
         log.close(summary)
         return summary
     except BaseException:
-        status = "failed"
         log.close(None)
         raise
     finally:
         run.update(status=status)
 
 
+class Saver:
+    """Writes checkpoints: at regular iterations, when the policy is better than any saved one, and at the end."""
+
+    def __init__(self, cfg: DictConfig, env: Env, algo: Any, run: Run, progress: Progress, log: Log):
+        self.cfg, self.env, self.algo, self.run, self.progress, self.log = cfg, env, algo, run, progress, log
+        self.saved_at, self.best_saved, self.failures = progress.iteration, progress.best_saved, 0
+
+    def after_iteration(self) -> None:
+        at, every = self.progress.iteration, self.cfg.checkpoint.every
+        score = self.progress.last
+        better = score is not None and (self.best_saved is None or score > self.best_saved)
+        # While it improves all the time, the best policy is worth a file only every few iterations.
+        if at % every == 0 or self.failures or (better and at - self.saved_at >= min(10, every)):
+            self.save()
+
+    def finish(self) -> None:
+        """The last state, with a second try; Raises: UserError where it cannot be written."""
+        while self.saved_at != self.progress.iteration:
+            self.save()
+
+    def save(self) -> None:
+        progress = self.progress
+        if progress.last is not None and (self.best_saved is None or progress.last > self.best_saved):
+            progress.best_saved = progress.last
+        state = {
+            "signature": algos.signature(self.env),
+            "algo": self.algo.state_dict(),
+            "env": self.env.state_dict(),
+            "progress": dict(vars(progress)),
+        }
+        try:
+            runs.save_checkpoint(self.run.path, state, progress.iteration, progress.last, self.cfg.checkpoint.keep)
+        except CheckpointError as e:
+            self.failures += 1
+            progress.best_saved = self.best_saved
+            if self.failures >= MAX_FAILED_SAVES:
+                raise UserError(
+                    f"{self.run.path}: {MAX_FAILED_SAVES} checkpoints in a row could not be written ({e}); "
+                    "make room and continue with resume=true"
+                ) from e
+            self.log.warn(f"checkpoint not written ({e}); trying again")
+        else:
+            self.failures, self.saved_at, self.best_saved = 0, progress.iteration, progress.best_saved
+
+
+def _export_best(cfg: DictConfig, env: Env, algo: Any, run: Run, log: Log) -> None:
+    """policy.onnx of the checkpoint that eval and play take as well. Its failure costs no training."""
+    try:
+        state, entry = runs.load_checkpoint(run.path, "best")
+        algo.load_state_dict(state["algo"])
+        export_policy(env, algo, run.path, cfg, checkpoint=entry)
+    except (UserError, OSError) as e:
+        log.warn(f"no policy.onnx: {e}", key="export")
+
+
 def _iterate(cfg: DictConfig, env: Env, algo: Any, progress: Progress, log: Log) -> dict[str, float]:
-    """One iteration and its metrics: one copy from the device."""
+    """One iteration and its metrics, copied from the device at its end."""
     began = time.perf_counter()
     device = algo.iterate(env.timer)
     values = dict(zip(device, torch.stack([v.float() for v in device.values()]).tolist()))
@@ -169,37 +225,12 @@ def _iterate(cfg: DictConfig, env: Env, algo: Any, progress: Progress, log: Log)
     return out
 
 
-def _improved(progress: Progress, metrics: dict[str, float]) -> bool:
-    """Keep track of the return; whether it is the best so far."""
-    if "return" not in metrics:
-        return False
-    progress.last, progress.last_length = metrics["return"], metrics["episode_length"]
-    progress.first = progress.first if progress.first is not None else progress.last
-    if progress.best is None or progress.last > progress.best:
-        progress.best = progress.last
-        return True
-    return False
-
-
-def _save(cfg: DictConfig, env: Env, algo: Any, run: Run, progress: Progress, log: Log, failures: int) -> int:
-    """Write a checkpoint; the number of consecutive failures."""
-    state = {
-        "signature": algos.signature(env),
-        "algo": algo.state_dict(),
-        "env": env.state_dict(),
-        "progress": dict(vars(progress)),
-    }
-    try:
-        runs.save_checkpoint(run.path, state, progress.iteration, progress.last, cfg.checkpoint.keep)
-        return 0
-    except CheckpointError as e:
-        if failures + 1 >= MAX_FAILED_SAVES:
-            raise UserError(
-                f"{run.path}: {MAX_FAILED_SAVES} checkpoints in a row could not be written ({e}); "
-                "make room and continue with resume=true"
-            ) from e
-        log.warn(f"checkpoint not written ({e}); trying again after the next iteration")
-        return failures + 1
+def _track(progress: Progress, metrics: dict[str, float]) -> None:
+    """Keep the first, last and best return."""
+    if "return" in metrics:
+        progress.last, progress.last_length = metrics["return"], metrics["episode_length"]
+        progress.first = progress.first if progress.first is not None else progress.last
+        progress.best = progress.last if progress.best is None else max(progress.best, progress.last)
 
 
 def _summary(cfg: DictConfig, run: Run, progress: Progress, signals: StopSignals, start: int) -> dict[str, Any]:

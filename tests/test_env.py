@@ -171,6 +171,44 @@ def test_noise_scale_clip_and_history():
     torch.testing.assert_close(group.raw[:, 2:], fresh.repeat(1, 3))  # a new episode's history is its first reading
 
 
+@pytest.mark.parametrize("engine", ["mujoco", "mjwarp"])
+def test_a_second_event_sees_what_the_first_one_wrote(engine):
+    env = make(
+        "cartpole",
+        4,
+        f"sim.engine={engine}",
+        "~task.events.reset_joints",
+        "task.events.cart={fn: reset_joints, joints: [slider], position: [0.5, 0.5]}",
+        "task.events.pole={fn: reset_joints, joints: [hinge], position: [0.2, 0.2]}",
+    )
+    torch.testing.assert_close(env.obs["policy"], torch.tensor([[0.5, 0.2, 0.0, 0.0]]).expand(4, 4))
+
+
+def test_a_push_shakes_only_floating_bases():
+    with pytest.raises(UserError, match="fixed"):
+        make("cartpole", 2, "task.events.push={when: interval, interval_s: [1, 2], velocity: [1, 1, 0]}")
+
+
+def test_stepping_with_a_networks_output_keeps_no_graph():
+    env = make(n=3)
+    net = torch.nn.Linear(4, 1)
+    for _ in range(3):
+        obs, reward, *_ = env.step(net(env.obs["policy"]))
+    assert not obs["policy"].requires_grad and not reward.requires_grad and not env.state.action.requires_grad
+
+
+def test_a_world_recovers_from_an_action_that_is_not_finite():
+    env = make("cartpole", 3, "task.observations.policy.last_action={}")
+    env.step(torch.tensor([[0.1], [math.nan], [0.2]]))
+    obs, reward, *_ = env.step(torch.full((3, 1), 0.1))
+    assert torch.isfinite(obs["policy"]).all() and torch.isfinite(reward).all()
+
+
+def test_a_checkpoint_of_the_other_engine_is_refused():
+    with pytest.raises(UserError, match="sim.engine=mujoco"):
+        make("cartpole", 2, "sim.engine=mjwarp").load_state_dict(make("cartpole", 2).state_dict())
+
+
 def test_memory_resets_by_mask_and_advances_once():
     env = make("cartpole", 3, "task.rewards.acc.fn=joint_acc_l2", "task.rewards.acc.weight=-1e-6")
     term = next(t for t in env.task.reward_terms if t.name == "acc")

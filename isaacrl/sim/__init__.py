@@ -10,7 +10,7 @@ from isaacrl.errors import UserError
 from isaacrl.sim.engine import Actuation, Engine
 from isaacrl.sim.scene import Scene, make_scene
 
-__all__ = ["Actuation", "Engine", "Scene", "build", "make_scene"]
+__all__ = ["Actuation", "Engine", "Scene", "build", "checked_device", "make_scene"]
 
 
 def build(
@@ -27,7 +27,7 @@ def build(
     Raises: UserError where engine, device and model do not go together.
     """
     model = spec.compile() if isinstance(spec, mujoco.MjSpec) else spec
-    device = _checked_device(device)
+    device = checked_device(device)
     chosen, reason = cfg.engine, f"chosen by sim.engine={cfg.engine}"
     if chosen == "auto":
         chosen, reason = ("mujoco", "the fastest on a CPU") if device == "cpu" else ("mjwarp", "the fastest on a GPU")
@@ -46,7 +46,7 @@ def build(
     return MjwarpEngine(model, num_envs, device, actuation, cfg, randomized_fields=randomized_fields, reason=reason)
 
 
-def _checked_device(device: str) -> str:
+def checked_device(device: str) -> str:
     """The device with its number; UserError where there is none of that name."""
     kind, _, number = device.partition(":")
     if device == "cpu":

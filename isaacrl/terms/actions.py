@@ -19,13 +19,14 @@ class Affine:
     """
 
     def __init__(self, s: State, joints: Joints, scale: float, offset: Tensor, clip: float | None):
-        model, robot = s.engine.model, s.robot
-        names = [robot.joint_names[i] for i in torch.arange(len(robot.joint_names))[joints].tolist()]
-        missing = [n for n in names if n not in robot.actuator_names]
+        model, driven = s.engine.model, s.robot.driven_joints
+        ids = torch.arange(len(s.robot.joint_names))[joints].tolist()
+        missing = [s.robot.joint_names[i] for i in ids if i not in driven]
         if missing:
-            raise UserError(f"task.actions: joint '{missing[0]}' has no actuator; actuated: {robot.actuator_names}")
-        self.actuators = [robot.actuator_names.index(n) for n in names]  # columns of the target
-        self.offset = offset.expand(len(names)).clone()  # [n]
+            names = [s.robot.joint_names[i] for i in driven]
+            raise UserError(f"task.actions: joint '{missing[0]}' has no actuator; actuated: {', '.join(names)}")
+        self.actuators = [driven.index(i) for i in ids]  # columns of the target
+        self.offset = offset.expand(len(ids)).clone()  # [n]
         self.scale = torch.full_like(self.offset, float(scale))  # [n]
         bound = torch.inf if clip is None else float(clip)
         self.action_clip = torch.full_like(self.offset, bound)  # [n]

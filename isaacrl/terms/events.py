@@ -8,6 +8,7 @@ derives from them (body poses, sensors) is still the old episode's. Groups under
 import torch
 from torch import Tensor
 
+from isaacrl.errors import UserError
 from isaacrl.state import State
 from isaacrl.terms import ALL, Joints
 
@@ -35,11 +36,19 @@ def reset_joints(
     s.write_joints(pos, vel, mask)
 
 
-def push(s: State, mask: Tensor, *, velocity: list[float]) -> None:
+class push:
     """Add a random velocity to a floating base: uniform in +-velocity, (x, y, z) [m/s] and, if six are given, (roll,
     pitch, yaw) [rad/s] in base axes."""
-    a = s.robot.free_qvel
-    limit = torch.tensor([float(v) for v in velocity], device=s.device)
-    qvel = s.read("qvel").clone()
-    qvel[:, a : a + len(limit)] += s.uniform(len(limit), -limit, limit)
-    s.write("qvel", qvel, mask)
+
+    def __init__(self, s: State, *, velocity: list[float]):
+        if not s.robot.floating:
+            raise UserError("push: the robot's base is fixed; only a floating base can be pushed")
+        if len(velocity) not in (3, 6):
+            raise UserError(f"push: velocity takes 3 or 6 numbers, got {len(velocity)}")
+        self.limit = torch.tensor([float(v) for v in velocity], device=s.device)
+        self.span = slice(s.robot.free_qvel, s.robot.free_qvel + len(velocity))
+
+    def __call__(self, s: State, mask: Tensor) -> None:
+        qvel = s.read("qvel").clone()
+        qvel[:, self.span] += s.uniform(len(self.limit), -self.limit, self.limit)
+        s.write("qvel", qvel, mask)

@@ -27,6 +27,8 @@ class ObservationGroup:
         # Terms of different groups under one key draw different noise.
         for term in self.terms:
             term.stream = f"observations.{name}.{term.name}"
+        if not self.terms:
+            raise UserError(f"task.observations.{name}: the group is empty; give it terms or remove it")
         first = [term(s) for term in self.terms]
         for term, value in zip(self.terms, first):
             if value.ndim != 2 or value.shape[0] != s.num_envs:
