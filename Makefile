@@ -41,7 +41,7 @@ wheel: $(DEV)  ## build the wheel into dist/
 	@ls dist/*.whl
 
 bench: $(DEV)  ## run the benchmarks of benchmarks/
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python $$script $(ARGS); done
+	@set -e; for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(VENV)/bin/python $$script $(ARGS); done
 
 clean:  ## delete .venv, builds and caches; outputs/ stays
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -4,8 +4,10 @@ import io
 import math
 import os
 import shlex
+import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.cells import cell_len
@@ -187,6 +189,14 @@ def plain_line(s: Status) -> str:
     )
 
 
+def _command() -> str:
+    """What to type for isaacrl: its name where the shell finds it, else its path (an environment not activated)."""
+    own = Path(sys.argv[0])
+    if shutil.which("isaacrl") or own.name != "isaacrl" or not own.is_file():
+        return "isaacrl"
+    return shown_path(own)
+
+
 def closing(s: Status, summary: dict[str, Any]) -> list[Text]:
     """What was learned, how long it took, where it lies, and what to type next."""
     stopped = summary.get("interrupted")
@@ -210,12 +220,13 @@ def closing(s: Status, summary: dict[str, Any]) -> list[Text]:
     if (s.run_path / "policy.onnx").is_file():
         rows.append(("policy", f"{path}/policy.onnx"))
     name = shlex.quote(path)
-    commands = [f"isaacrl eval run={name}", f"isaacrl play run={name}"]
+    isaacrl = shlex.quote(_command())
+    commands = [f"{isaacrl} eval run={name}", f"{isaacrl} play run={name}"]
     if stopped and not summary.get("iterations", 1):
         rows.append(("note", "stopped before the first iteration: nothing to resume"))
         commands = []
     elif stopped:
-        commands.insert(0, f"isaacrl train run={name} resume=true")
+        commands.insert(0, f"{isaacrl} train run={name} resume=true")
     lines = [Text(), Text(head, style="bold yellow" if stopped else "bold green")]
     styles = {"warning": "yellow"}
     lines += [Text.assemble((f"  {label:<9}", "dim"), (value, styles.get(label, ""))) for label, value in rows]
