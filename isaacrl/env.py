@@ -95,7 +95,11 @@ class Env:
         self.device = _device(cfg.device)
         self.task: Task = find("", cfg.task.env, "task.env")() if cfg.task.env else Task()
         scene = sim.make_scene(cfg.asset, cfg.task, edit=lambda spec: self.task.create(spec, cfg))
-        self.engine = sim.build(scene.model, cfg.num_envs, self.device, cfg.sim, scene.actuation)
+        fields = _randomized_fields(container(cfg.task)["events"], container(cfg.randomization))
+        try:
+            self.engine = sim.build(scene.model, cfg.num_envs, self.device, cfg.sim, scene.actuation, fields)
+        except ValueError as e:
+            raise UserError(f"randomization: {e}") from None
         self.num_envs, self.decimation = cfg.num_envs, cfg.task.decimation
         self.step_dt = cfg.task.physics_dt * cfg.task.decimation
         self.max_episode_steps = max(1, round(cfg.task.episode_length_s / self.step_dt))
@@ -381,6 +385,15 @@ class Env:
             v.copy_(theirs[k])
         self.state.refresh()
         self._read_commands()
+
+
+def _randomized_fields(*tables: dict[str, Any]) -> list[str]:
+    """The model fields that some event gives a value of its own in each world; all others are shared."""
+    fields: list[str] = []
+    for node in (n for table in tables for n in table.values() if n):
+        value = node.get("field", [])
+        fields += [value] if isinstance(value, str) else value
+    return sorted(set(fields))
 
 
 def container(node: DictConfig) -> dict[str, Any]:

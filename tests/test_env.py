@@ -1,6 +1,8 @@
 """The environment: the order of a step, terms by hand, memory, history, randomness, users' own code."""
 
+import copy
 import math
+import re
 import sys
 import textwrap
 
@@ -75,8 +77,6 @@ def test_observations_and_terminations_by_hand():
 
 
 def test_every_quantity_has_the_shape_its_docstring_states():
-    import re
-
     env = make(n=3)
     s = env.state
     sizes = {"E": 3, "J": 2, "B": 3, "S": 1}
@@ -402,13 +402,15 @@ def test_a_task_as_one_class(lab, monkeypatch):
     [
         ("task.actions.effort.joints=[hinge]", "no actuator"),
         ("task.rewards.upright.joints=[hinges]", "hinge"),
+        ("task.events.m={fn: randomize, field: body_mas, range: [1, 2]}", "body_mass"),
+        ("task.events.m={fn: randomize, field: body_mass, names: [carts], range: [1, 2]}", "cart"),
         ("task.observations.policy.joint_pos.scale=[1,2,3]", "3 values given for 2"),
     ],
 )
 def test_mistakes_in_a_task_say_what_and_where(override, says):
     with pytest.raises(UserError) as e:
         make("cartpole", 2, override)
-    assert says in str(e.value) and "task." in str(e.value) and "\n" not in str(e.value)
+    assert says in str(e.value) and re.search(r"task\.|field", str(e.value)) and "\n" not in str(e.value)
 
 
 def test_penalties_are_positive_and_upright_is_one_when_upright():
@@ -418,3 +420,58 @@ def test_penalties_are_positive_and_upright_is_one_when_upright():
     assert R.upright(s, std=0.3).tolist() == pytest.approx([1.0, 1.0])  # the cart's base never tilts
     everything = slice(None)
     assert (R.joint_speed_l1(s, joints=everything) > 0).all() and (R.joint_deviation_l2(s, joints=everything) > 0).all()
+
+
+@pytest.mark.parametrize("engine", ["mujoco", "mjwarp"])
+def test_randomized_worlds_are_those_models(engine):
+    """Each world moves as a model compiled with its values; draws follow the range; nothing accumulates over resets."""
+    import mujoco
+    import numpy as np
+
+    env = make(
+        "cartpole",
+        64,
+        f"sim.engine={engine}",
+        "randomization.mass={fn: randomize, field: [body_mass, body_inertia], names: [cart, pole], range: [0.5, 2.0], "
+        "distribution: log_uniform}",
+        "randomization.gravity={fn: randomize, field: opt.gravity, operation: add, range: [0, 0.1], "
+        "distribution: gaussian, components: [2]}",
+        "randomization.damping={fn: randomize, when: startup, field: dof_damping, operation: set, range: [0.1, 0.2], "
+        "names: [hinge]}",
+    )
+    for _ in range(5):
+        env.reset()
+    model = env.engine.model
+    mass = env.engine.model_field("body_mass").double().numpy()
+    ratio = mass[:, 1:] / model.body_mass[1:]
+    assert 0.5 <= ratio.min() < 0.6 and 1.7 < ratio.max() <= 2.0 and abs(np.log(ratio).mean()) < 0.15
+    inertia = env.engine.model_field("body_inertia").double().numpy()
+    np.testing.assert_allclose(inertia[:, 1:] / model.body_inertia[1:], ratio[..., None].repeat(3, 2), rtol=1e-5)
+    gravity = env.engine.model_field("opt.gravity").double().numpy()
+    assert (gravity[:, :2] == 0).all() and abs(gravity[:, 2] + 9.81).mean() == pytest.approx(0.08, abs=0.04)
+    put(env, [0.1, 0.3], [0.2, -0.5])
+    env.engine.step(3, torch.full((64, 1), 4.0))
+    for i in (0, 17, 63):
+        data = mujoco.MjData(model)
+        own = copy.copy(model)
+        own.body_mass[:], own.body_inertia[:], own.opt.gravity[:] = mass[i], inertia[i], gravity[i]
+        own.dof_damping[:] = env.engine.model_field("dof_damping").double().numpy()[i]
+        mujoco.mj_setConst(own, data)
+        mujoco.mj_resetData(own, data)
+        data.qpos[:], data.qvel[:], data.ctrl[:] = [0.1, 0.3], [0.2, -0.5], 4.0
+        data.qpos[:] = np.float32(data.qpos)
+        data.qvel[:] = np.float32(data.qvel)
+        for _ in range(3):
+            mujoco.mj_step(own, data)
+        tolerance = 1e-12 if engine == "mujoco" else 1e-5
+        np.testing.assert_allclose(env.engine.field("qpos")[i].double().numpy(), data.qpos, atol=tolerance)
+        np.testing.assert_allclose(env.engine.field("qvel")[i].double().numpy(), data.qvel, atol=10 * tolerance)
+
+
+def test_the_default_randomization_composes_and_differs_by_world():
+    env = make("cartpole", 16, "randomization=default")
+    mass = env.engine.model_field("body_mass")[:, 1]
+    assert mass.unique().numel() == 16 and 0.8 <= mass.min() and mass.max() <= 1.2
+    env.step(zeros(env))
+    other = make("cartpole", 16, "randomization=default")
+    torch.testing.assert_close(other.engine.model_field("body_mass")[:, 1], mass)

@@ -61,7 +61,10 @@ class Bound:
         self.joints: list[str] | None = None  # what a parameter `joints` names
         self.joint_units: list[str] | None = None  # rad or m, of each
         params = self._resolve(fn.__init__ if is_class else fn, node, s)
-        self.fn: Any = fn(s, **params) if is_class else fn
+        try:
+            self.fn: Any = fn(s, **params) if is_class else fn
+        except UserError as e:  # a term need not know where it stands in the configuration
+            raise UserError(str(e) if key in str(e) else f"{key}: {e}") from None
         self.params = {} if is_class else params
         self.memory: dict[str, Tensor] = {}
         self.has_memory = is_class and hasattr(fn, "advance")
