@@ -101,9 +101,7 @@ class randomize:
         self.base = [s.engine.model_field(name).clone() for name in self.fields]
         counts = {i.shape[0] if isinstance(i, Tensor) else -1 for i in self.index}
         if len(counts) > 1:
-            raise UserError(
-                f"field: {self.fields} belong to different numbers of objects; give each its own term"
-            )
+            raise UserError(f"field: {self.fields} belong to different numbers of objects; give each its own term")
         self.count = 1 if shared or counts == {-1} else counts.pop()
 
     def __call__(self, s: State, mask: Tensor) -> None:
@@ -150,5 +148,5 @@ def _objects(s: State, field: str, names: list[str]) -> Tensor | None:
         ]
     else:
         return None
-    found = match([names] if isinstance(names, str) else list(names), all_names, ff"names (of {field})")
+    found = match([names] if isinstance(names, str) else list(names), all_names, f"names (of {field})")
     return torch.tensor(found, dtype=torch.long, device=s.device)
