@@ -18,7 +18,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from isaacrl import console, log
-from isaacrl.progress import Series, Status, duration, number, quantity
+from isaacrl.progress import Series, Status, duration, number, quantity, shown_path
 from isaacrl.schema import LoggerConfig
 
 TERMS = [
@@ -458,8 +458,8 @@ def test_plain_lines_when_piped(tmp_path):
         "15.00 -> 500.0",
         "0:50, 100k steps, 2k steps/s",
         "policy.onnx",
-        f"isaacrl eval run={tmp_path}",
-        f"isaacrl play run={tmp_path}",
+        f"isaacrl eval run={shown_path(tmp_path)}",
+        f"isaacrl play run={shown_path(tmp_path)}",
     ):
         assert part in text, part
     assert "resume=true" not in text
@@ -530,7 +530,7 @@ def test_a_terminal_gets_the_live_view_a_few_times_a_second(tmp_path):
     frames = out.count("╭─")
     assert 3 <= frames <= 20  # 1.5 s at 4 Hz, a few more for what is printed meanwhile
     assert out.count("printed by someone else") == 1 and "watch [out]" in out and "engine [mujoco]" in out
-    assert out.rstrip().endswith(f"isaacrl play run={tmp_path}\x1b[0m") and "100/100 100%" in out
+    assert out.rstrip().endswith(f"isaacrl play run={shown_path(tmp_path)}\x1b[0m") and "100/100 100%" in out
     assert out.rindex("\x1b[?25h") > out.rindex("\x1b[?25l")  # the cursor is back
 
 
