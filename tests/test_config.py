@@ -470,3 +470,8 @@ def test_any_override_composes_or_gives_one_line(overrides):
 def test_the_schema_documents_every_key():
     for key, f in all_keys():
         assert dataclasses.is_dataclass(f.type) or f.metadata.get("help"), key
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (conf_dir() / "experiment").glob("*.yaml")))
+def test_every_experiment_composes(name):
+    assert compose([f"experiment={name}"]).task.name

@@ -475,3 +475,39 @@ def test_the_default_randomization_composes_and_differs_by_world():
     env.step(zeros(env))
     other = make("cartpole", 16, "randomization=default")
     torch.testing.assert_close(other.engine.model_field("body_mass")[:, 1], mass)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_step_on_a_gpu_never_waits_for_it():
+    overrides = (
+        "task.events.kick={fn: reset_joints, when: interval, interval_s: [0.1, 0.5], position: [-0.1, 0.1]}",
+        "task.observations.policy.joint_vel.history=3",
+        "task.observations.policy.joint_pos.noise=0.02",
+        "task.commands.goal={fn: uniform, low: [-1], high: [1]}",
+        "task.rewards.acc={fn: joint_acc_l2, weight: -1e-5}",
+    )
+    env = isaacrl.make("cartpole", num_envs=256, device="cuda", overrides=overrides)
+    action = torch.randn(256, 1, device="cuda")
+    for _ in range(20):
+        env.step(action)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            env.step(action)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_same_worlds_on_cpu_and_gpu():
+    """Equal random numbers, so equal episodes up to float32 physics."""
+    cpu, gpu = make(n=64), isaacrl.make("cartpole", num_envs=64, device="cuda")
+    assert torch.equal(cpu.obs["policy"], gpu.obs["policy"].cpu())
+    for t in range(25):
+        action = torch.sin(torch.arange(64.0) + t)[:, None] * 0.2
+        a, b = cpu.step(action), gpu.step(action.cuda())
+    torch.testing.assert_close(a[0]["policy"], b[0]["policy"].cpu(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(a[1], b[1].cpu(), atol=1e-5, rtol=1e-5)
