@@ -32,6 +32,7 @@ def layers(task: str, iterations: int) -> dict[str, float]:
     """Milliseconds an iteration of PPO spends in each layer."""
     cfg = compose([f"task={task}", "device=cpu"], config_dir=str(ROOT / "benchmarks" / "conf"))
     env = Env(cfg)
+    env.timer.enabled = True
     algo = algos.build(env, cfg)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
