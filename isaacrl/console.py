@@ -219,7 +219,7 @@ def closing(s: Status, summary: dict[str, Any]) -> list[Text]:
     rows.append(("run", path))
     if (s.run_path / "policy.onnx").is_file():
         rows.append(("policy", f"{path}/policy.onnx"))
-    name = shlex.quote(path)
+    name = shlex.quote(path) + (" trust=true" if summary.get("user_code") else "")
     isaacrl = shlex.quote(_command())
     commands = [f"{isaacrl} eval run={name}", f"{isaacrl} play run={name}"]
     if stopped and not summary.get("iterations", 1):

@@ -201,6 +201,8 @@ def _view(model: Any, camera: dict[str, Any]) -> Any:
 
     view = mujoco.MjvCamera()
     mujoco.mjv_defaultFreeCamera(model, view)
+    if (view.azimuth, view.elevation) == (90.0, -45.0):  # the model does not say: from the front left, not so near
+        view.azimuth, view.elevation, view.distance = 135.0, -20.0, 1.6 * view.distance
     for key, value in camera.items():
         if key not in CAMERA_KEYS:
             raise UserError(f"task.camera.{key}: unknown key. A camera has {', '.join(CAMERA_KEYS)}.")

@@ -126,7 +126,7 @@ def _loop(
             if not skipped:
                 saver.after_iteration()
         saver.finish()
-        summary = _summary(cfg, run, progress, signals, start)
+        summary = _summary(cfg, run, progress, signals, start) | {"user_code": bool(_user_files(env))}
         run.write_json("summary.json", summary)
         if not signals.received:
             _export_best(cfg, env, algo, run, log)

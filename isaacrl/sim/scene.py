@@ -61,7 +61,7 @@ def load(path: str) -> mujoco.MjSpec:
 
 
 def add_surroundings(spec: mujoco.MjSpec) -> None:
-    """A ground, a light and a sky where the model has none of its own."""
+    """A ground, a light, a sky and a camera where the model has none of its own."""
     world, kind, builtin, shape = spec.worldbody, mujoco.mjtTexture, mujoco.mjtBuiltin, mujoco.mjtGeom
     if not any(t.type == kind.mjTEXTURE_SKYBOX for t in spec.textures):
         spec.add_texture(
@@ -84,14 +84,16 @@ def add_surroundings(spec: mujoco.MjSpec) -> None:
             width=300,
             height=300,
         )
-        material = spec.add_material(name="isaacrl_ground", texrepeat=[1, 1], texuniform=True, reflectance=0.05)
+        material = spec.add_material(name="isaacrl_ground", texrepeat=[1, 1], texuniform=True)
         material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "isaacrl_ground"
         world.add_geom(name="ground", type=shape.mjGEOM_PLANE, size=[0, 0, 0.05], material="isaacrl_ground")
     if not spec.lights:
         world.add_light(
-            pos=[0, 0, 6],
-            dir=[0.3, 0.25, -1],
+            pos=[0, 0, 4],
+            dir=[0, 0, -1],  # slanting ones draw specks on an endless plane
             type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
             diffuse=[0.7, 0.7, 0.68],
             castshadow=True,
         )
+    if not spec.cameras:  # mujoco-warp's renderer, for machines without OpenGL, moves one about
+        world.add_camera(name="isaacrl_view", pos=[0, -3, 1])
