@@ -20,7 +20,7 @@ MAX_FAILED_SAVES = 3  # consecutive failures to write a checkpoint before traini
 MAX_SKIPPED_ITERATIONS = 20  # consecutive iterations without one finite update before training stops
 
 
-def train(cfg: DictConfig, run: str | None = None) -> dict[str, Any]:
+def train(cfg: DictConfig) -> dict[str, Any]:
     """Train from scratch in a new run folder; the content of its summary.json."""
     with StopSignals() as signals:
         phases = Phases()
