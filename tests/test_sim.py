@@ -36,7 +36,8 @@ EXPLICIT = {
 }
 FRESH = ["xpos", "xquat", "xmat", "xipos", "cvel", "subtree_com", "site_xpos", "geom_xpos", "actuator_length"]
 FORCES = ["qacc", "actuator_force", "qfrc_actuator", "sensordata"]
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 
 
 def scene(path=HOPPER, actuators=EFFORT, dt=0.005, edit=None):
@@ -549,7 +550,8 @@ def test_contacts_are_counted(engine_name):
     assert ncon.tolist() == [4, 4, 0, 0, 0, 0]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
+@NO_GPU
 def test_a_step_joins_a_callers_graph():
     """A captured step, reset and forward equal the same calls made one by one."""
     s = scene(actuators=EXPLICIT)
