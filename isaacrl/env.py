@@ -233,9 +233,7 @@ class Env:
         """Joints and base at the default pose, at rest; what derives from positions is stale until the next forward."""
         s = self.state
         self.engine.reset(mask)
-        s.refresh()
         s.write("qpos", s.robot.default_qpos.expand(self.num_envs, -1), mask)
-        s.refresh()
 
     def _read_commands(self) -> None:
         self.state.commands = {c.name: c(self.state) for c in self.command_terms}

@@ -89,11 +89,15 @@ class Robot:
         self.joint_pos_limits = torch.tensor(limits, **tensor).reshape(-1, 2)  # [J, 2]
 
 
-class BodyView(_Lazy):
-    """Poses and velocities of named bodies, B of them in the model's order."""
+class _View(_Lazy):
+    """Named parts of the model, in its order."""
 
     def __init__(self, state: "State", index: slice | Tensor):
         self._state, self._index = state, index
+
+
+class BodyView(_View):
+    """Poses and velocities of named bodies, B of them in the model's order."""
 
     @quantity
     def pos_w(self) -> Tensor:
@@ -119,11 +123,8 @@ class BodyView(_Lazy):
         return state.read("cvel")[:, self._index, 3:] + torch.linalg.cross(self.ang_vel_w, self.pos_w - center)
 
 
-class SiteView(_Lazy):
+class SiteView(_View):
     """Poses of named sites, S of them in the model's order."""
-
-    def __init__(self, state: "State", index: slice | Tensor):
-        self._state, self._index = state, index
 
     @quantity
     def pos_w(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,23 +74,18 @@ class Phases:
         self._last = now
 
 
+@dataclass
 class Progress:
-    """The counters of a run that outlast a restart."""
+    """The counters of a run that outlast a restart; first, last, best: mean returns of the iterations' episodes."""
 
-    def __init__(
-        self,
-        iteration: int = 0,
-        env_steps: int = 0,
-        wall_s: float = 0.0,
-        best: float | None = None,
-        first: float | None = None,
-        last: float | None = None,
-        last_length: float | None = None,
-        best_saved: float | None = None,
-    ):
-        self.iteration, self.env_steps, self.wall_s = iteration, env_steps, wall_s
-        self.best, self.first, self.last, self.last_length = best, first, last, last_length
-        self.best_saved = best_saved
+    iteration: int = 0
+    env_steps: int = 0
+    wall_s: float = 0.0
+    first: float | None = None
+    last: float | None = None
+    last_length: float | None = None
+    best: float | None = None
+    best_saved: float | None = None
 
 
 def _loop(
