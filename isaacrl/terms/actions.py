@@ -1,61 +1,178 @@
 """Actions: how slices of the policy's output become targets of the actuators.
 
-Each term is an affine map target = clip(offset + scale * clip(action, +-limit)), held as tensors, so that an exported
-policy contains exactly what training applied.
+Each term is an affine map, target = clip(offset + scale * clip(action, +-limit)), optionally smoothed, held as tensors,
+so that an exported policy contains exactly what training applied.
+
+Position targets are in the encoders' coordinates, as on a robot: where an encoder reads `State.encoder_bias` too much,
+its servo holds the joint that much too low.
 """
+
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from isaacrl.errors import UserError
+from isaacrl.sim.names import match
 from isaacrl.state import State
-from isaacrl.terms import ALL, Joints
+from isaacrl.terms import ALL, Joints, Term
 
 
-class Affine:
-    """target [E, n] of n actuated joints: offset + scale * clip(action), then clipped to the actuator's range.
+class Affine(Term):
+    """Targets [E, n] of n actuated joints: offset + scale * clip(action), clipped to the actuator's range.
 
-    scale: one number, in the target's unit a unit of action. clip: bound of the action itself, None for none.
+    scale: one number, or one by joint pattern (the first that matches), in the target's unit a unit of action.
+    clip: bound of the action itself, None for none. low_pass_hz: cut-off of a first-order low-pass of the targets, None
+    for none; it starts at the measured positions (position targets) or at zero. relative: the offset is the measured
+    joint position.
     """
 
-    def __init__(self, s: State, joints: Joints, scale: float, offset: Tensor, clip: float | None):
+    def __init__(
+        self,
+        s: State,
+        joints: Any,
+        scale: float | dict[str, float],
+        clip: float | None,
+        low_pass_hz: float | None,
+        offset: Tensor | None = None,
+        *,
+        position: bool = False,
+        relative: bool = False,
+    ):
         model, driven = s.engine.model, s.robot.driven_joints
-        ids = torch.arange(len(s.robot.joint_names))[joints].tolist()
+        self.joints, self.position, self.relative = joints, position, relative
+        ids = torch.arange(len(s.robot.joint_names), device=s.device)[joints].tolist()
+        self.names = [s.robot.joint_names[i] for i in ids]
         missing = [s.robot.joint_names[i] for i in ids if i not in driven]
         if missing:
-            names = [s.robot.joint_names[i] for i in driven]
-            raise UserError(f"task.actions: joint '{missing[0]}' has no actuator; actuated: {', '.join(names)}")
+            names = [s.robot.joint_names[i] for i in driven if i >= 0]
+            raise UserError(f"joint '{missing[0]}' has no actuator; actuated: {', '.join(names)}")
         self.actuators = [driven.index(i) for i in ids]  # columns of the target
-        self.offset = offset.expand(len(ids)).clone()  # [n]
-        self.scale = torch.full_like(self.offset, float(scale))  # [n]
+        self.scale = torch.tensor(_by_joint(scale, self.names), device=s.device)  # [n]
+        self.offset = torch.zeros_like(self.scale) if offset is None else offset.expand(len(ids)).clone()  # [n]
         bound = torch.inf if clip is None else float(clip)
         self.action_clip = torch.full_like(self.offset, bound)  # [n]
         ctrlrange = torch.tensor(model.actuator_ctrlrange[self.actuators], dtype=torch.float32, device=s.device)
         limited = torch.tensor(model.actuator_ctrllimited[self.actuators], dtype=torch.bool, device=s.device)
         self.low = torch.where(limited, ctrlrange[:, 0], -torch.inf)  # [n]
         self.high = torch.where(limited, ctrlrange[:, 1], torch.inf)  # [n]
+        if low_pass_hz is not None and not low_pass_hz > 0:
+            raise UserError(f"low_pass_hz: got {low_pass_hz}; give a cut-off frequency > 0 [Hz], or null for none")
+        # Share of the new target in a step; None without a filter.
+        self.blend = None if low_pass_hz is None else 1.0 - math.exp(-2.0 * math.pi * float(low_pass_hz) * s.step_dt)
+        self.target: Tensor | None = None  # what __call__ computed last, encoders' coordinates, [E, n]
+        self.last_target: Tensor  # memory of the low-pass, [E, n]
+
+    def start(self, s: State) -> Tensor:
+        """What the low-pass starts from, [E, n]: where the joints are, or no torque or speed."""
+        return self._measured(s) if self.position else torch.zeros(s.num_envs, len(self.names), device=s.device)
+
+    def init(self, s: State) -> dict[str, Tensor]:
+        return {} if self.blend is None else {"last_target": self.start(s)}
+
+    def advance(self, s: State) -> dict[str, Tensor]:
+        return {} if self.blend is None or self.target is None else {"last_target": self.target}
 
     def __call__(self, s: State, action: Tensor) -> Tensor:
         bounded = torch.minimum(torch.maximum(action, -self.action_clip), self.action_clip)
-        return torch.minimum(torch.maximum(self.offset + self.scale * bounded, self.low), self.high)
+        offset = self._measured(s) if self.relative else self.offset
+        target = torch.minimum(torch.maximum(offset + self.scale * bounded, self.low), self.high)
+        if self.blend is not None:
+            target = self.blend * target + (1.0 - self.blend) * self.last_target
+        self.target = target
+        return target - s.encoder_bias[:, self.joints] if self.position else target
+
+    def _measured(self, s: State) -> Tensor:
+        """Joint positions as the encoders read them [rad or m], [E, n]."""
+        return s.joint_pos[:, self.joints] + s.encoder_bias[:, self.joints]
 
 
 class effort(Affine):
     """Torques or forces: scale [N m or N] times the action, which is clipped to +-clip."""
 
-    def __init__(self, s: State, *, joints: Joints = ALL, scale: float = 1.0, clip: float | None = 1.0):
-        super().__init__(s, joints, scale, torch.zeros(1, device=s.device), clip)
+    def __init__(
+        self,
+        s: State,
+        *,
+        joints: Joints = ALL,
+        scale: float | dict[str, float] = 1.0,
+        clip: float | None = 1.0,
+        low_pass_hz: float | None = None,
+    ):
+        super().__init__(s, joints, scale, clip, low_pass_hz)
 
 
 class position(Affine):
-    """Position targets about the default pose: default + scale [rad or m] times the action."""
+    """Position targets about the default pose: default + scale [rad or m] times the action.
 
-    def __init__(self, s: State, *, joints: Joints = ALL, scale: float = 0.5, clip: float | None = None):
-        super().__init__(s, joints, scale, s.robot.default_joint_pos[joints], clip)
+    scale: 0.5 by default. use_limits: instead, actions of -1 to 1 span the joint's position limits.
+    """
+
+    def __init__(
+        self,
+        s: State,
+        *,
+        joints: Joints = ALL,
+        scale: float | dict[str, float] | None = None,
+        clip: float | None = None,
+        use_limits: bool = False,
+        low_pass_hz: float | None = None,
+    ):
+        offset = s.robot.default_joint_pos[joints]
+        super().__init__(s, joints, 0.5 if scale is None else scale, clip, low_pass_hz, offset, position=True)
+        if not use_limits:
+            return
+        if scale is not None:
+            raise UserError("use_limits and scale exclude each other; remove one")
+        low, high = s.robot.joint_pos_limits[joints].unbind(1)
+        free = [name for name, span in zip(self.names, (high - low).tolist()) if not math.isfinite(span)]
+        if free:
+            raise UserError(
+                f"use_limits: joint '{free[0]}' has no position limits in the model; name others in `joints`"
+            )
+        self.offset, self.scale = (high + low) / 2.0, (high - low) / 2.0
+        self.action_clip = self.action_clip.clamp(max=1.0)
+
+
+class relative_position(Affine):
+    """Position targets about the measured joint positions: measured + scale [rad or m] times the action."""
+
+    def __init__(
+        self,
+        s: State,
+        *,
+        joints: Joints = ALL,
+        scale: float | dict[str, float] = 0.1,
+        clip: float | None = None,
+        low_pass_hz: float | None = None,
+    ):
+        super().__init__(s, joints, scale, clip, low_pass_hz, position=True, relative=True)
 
 
 class velocity(Affine):
     """Velocity targets: scale [rad/s or m/s] times the action."""
 
-    def __init__(self, s: State, *, joints: Joints = ALL, scale: float = 1.0, clip: float | None = 1.0):
-        super().__init__(s, joints, scale, torch.zeros(1, device=s.device), clip)
+    def __init__(
+        self,
+        s: State,
+        *,
+        joints: Joints = ALL,
+        scale: float | dict[str, float] = 1.0,
+        clip: float | None = 1.0,
+        low_pass_hz: float | None = None,
+    ):
+        super().__init__(s, joints, scale, clip, low_pass_hz)
+
+
+def _by_joint(value: float | dict[str, float], names: list[str]) -> list[float]:
+    """A number a joint; of several patterns that match a joint the first one counts."""
+    if not isinstance(value, dict):
+        return [float(value)] * len(names)
+    found: dict[int, float] = {}
+    for pattern, number in value.items():
+        for i in match([pattern], names, "scale"):
+            found.setdefault(i, float(number))
+    if missing := [name for i, name in enumerate(names) if i not in found]:
+        raise UserError(f"scale: no pattern matches joint '{missing[0]}'; add one for it, or '.*' at the end")
+    return [found[i] for i in range(len(names))]

@@ -12,13 +12,57 @@ from isaacrl.state import State
 from isaacrl.terms import bind
 
 
-class ObservationGroup:
-    """Terms in a fixed order, then noise, history, clip and scale.
+class Delay:
+    """Late sensors: some columns of an observation vector as they were a few policy steps ago.
 
-    The raw observation [E, width] (noise and history in, SI units) is what a robot measures; clip and scale follow, and
-    are part of an exported policy. History is oldest first, term by term. Memory advances once a step although
-    observations are read twice, before and after resets: noise is a function of the step, and the second reading
-    replaces the newest entry of the history.
+    `ring` [E, depth, m] holds the last values of the m delayed columns, newest first; `lag` [E, m] is the age of the one
+    that is read. The columns of a term share it; each world draws it at its reset, uniformly over the term's range.
+    """
+
+    def __init__(self, stream: str, ranges: list[tuple[int, int]], sizes: list[int], s: State, value: Tensor):
+        late = [i for i, (_, high) in enumerate(ranges) if high > 0]
+        ends = [0, *itertools.accumulate(sizes)]
+
+        def tensor(values: Any) -> Tensor:
+            return torch.tensor(list(values), dtype=torch.long, device=s.device)
+
+        self.stream = stream
+        self.columns = tensor(c for i in late for c in range(ends[i], ends[i + 1]))  # [m]
+        self.owner = tensor(k for k, i in enumerate(late) for _ in range(sizes[i]))  # which delayed term, [m]
+        self.low, self.high = tensor(ranges[i][0] for i in late), tensor(ranges[i][1] for i in late)
+        self.drawn = bool((self.low < self.high).any())
+        depth = int(self.high.max()) + 1
+        self.ring = value[:, None, self.columns].repeat(1, depth, 1)
+        self.lag = self._draw(s)
+
+    def _draw(self, s: State) -> Tensor:
+        """A new age for every world, [E, m]."""
+        if not self.drawn:
+            return self.low[self.owner].repeat(s.num_envs, 1)
+        s.use_stream(self.stream)
+        span = self.high - self.low + 1
+        lag = self.low + (s.uniform(len(span)) * span).long()
+        return torch.minimum(lag, self.high)[:, self.owner]
+
+    def __call__(self, s: State, value: Tensor, again: bool, reset: Tensor | None) -> Tensor:
+        """value [E, n] with the delayed columns replaced by late ones; see ObservationGroup.observe."""
+        now = value[:, None, self.columns]
+        ring = torch.cat((now, self.ring[:, 1:] if again else self.ring[:, :-1]), dim=1)
+        if reset is not None:
+            ring = torch.where(reset[:, None, None], now, ring)
+            if self.drawn and (s.device != "cpu" or bool(reset.any())):  # asking a CPU costs nothing
+                self.lag.copy_(torch.where(reset[:, None], self._draw(s), self.lag))
+        self.ring.copy_(ring)
+        return value.index_copy(1, self.columns, ring.gather(1, self.lag[:, None])[:, 0])
+
+
+class ObservationGroup:
+    """Terms in a fixed order, then delay, noise, history, clip and scale.
+
+    The raw observation [E, width] (delay, noise and history in, SI units) is what a robot measures; clip and scale
+    follow, and are part of an exported policy. History is oldest first, term by term. Memory advances once a step
+    although observations are read twice, before and after resets: noise is a function of the step, and the second
+    reading replaces the newest entry of the history and of the delay's ring.
     """
 
     def __init__(self, name: str, table: dict[str, Any], s: State):
@@ -59,11 +103,23 @@ class ObservationGroup:
         self.noisy_uniform, self.noisy_std = bool((self.noise_uniform > 0).any()), bool((self.noise_std > 0).any())
         self.raw = torch.zeros(s.num_envs, self.width, device=s.device)
         depth = max(self.lengths, default=1)
+        delays = [_steps(t.settings.get("delay"), t.key) for t in self.terms]
+        self.delay = None
+        if any(high > 0 for _, high in delays):
+            self.delay = Delay(f"delay.{name}", delays, self.sizes, s, torch.cat(first, dim=1))
         self.history = self._measure(s)[:, None].repeat(1, depth, 1) if depth > 1 else None  # [E, depth, sum(sizes)]
 
-    def _measure(self, s: State, *, again: bool = False) -> Tensor:
-        """[E, sum(sizes)]: all terms with noise. again: with the noise of the last reading, which is this step's."""
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """The live tensors that outlast a step, [E, ...]."""
+        out = {} if self.history is None else {"history": self.history}
+        return out if self.delay is None else out | {"delay_ring": self.delay.ring, "delay_lag": self.delay.lag}
+
+    def _measure(self, s: State, *, again: bool = False, reset: Tensor | None = None) -> Tensor:
+        """[E, sum(sizes)]: all terms, late and noisy. again: with the noise of the last reading, this step's."""
         value = torch.cat([term(s) for term in self.terms], dim=1)
+        if self.delay is not None:
+            value = self.delay(s, value, again, reset)
         if not again:
             self.noise = self._noise(s, value.shape[1])
         return value if self.noise is None else value + self.noise
@@ -81,7 +137,7 @@ class ObservationGroup:
 
         again: a step's second reading; otherwise the memory advances. reset: mask [E] of worlds that start anew.
         """
-        now = self._measure(s, again=again)
+        now = self._measure(s, again=again, reset=reset)
         if self.history is not None:
             kept = self.history[:, :-1] if again else self.history[:, 1:]
             history = torch.cat((kept, now[:, None]), dim=1)
@@ -112,6 +168,10 @@ class ObservationGroup:
                     "components": names,
                     "unit": _unit(doc, term.joint_units),
                     "scale": self.scale[cells].tolist(),
+                    "training_only": {
+                        "delay_steps": list(_steps(term.settings.get("delay"), term.key)),
+                        "noise": term.settings.get("noise"),
+                    },
                     "clip": [_finite(self.low[cells].tolist()), _finite(self.high[cells].tolist())],
                 }
             )
@@ -138,6 +198,14 @@ def _noise(node: Any, key: str) -> tuple[Any, Any]:
     if isinstance(node, dict) and set(node) <= {"uniform", "gaussian"}:
         return node.get("uniform", 0.0), node.get("gaussian", 0.0)
     raise UserError(f"{key}.noise: got {node!r}; give an amplitude, {{uniform: a}} or {{gaussian: std}}")
+
+
+def _steps(node: Any, key: str) -> tuple[int, int]:
+    """(low, high) of a delay setting [policy steps]: a number or [low, high]."""
+    steps = [0] if node is None else node if isinstance(node, (list, tuple)) else [node]
+    if len(steps) not in (1, 2) or any(type(n) is not int for n in steps) or not 0 <= steps[0] <= steps[-1]:
+        raise UserError(f"{key}.delay: got {node!r}; give policy steps: an integer or [low, high], 0 <= low <= high")
+    return steps[0], steps[-1]
 
 
 def _range(node: Any, key: str) -> tuple[float, float]:
