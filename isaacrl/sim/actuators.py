@@ -142,14 +142,23 @@ class Law:
     """The actuation law on a device: `control` once a physics step. E worlds, nu actuators.
 
     `line` [depth, E, nu] holds the targets of the last physics steps, newest first, where any actuator has a delay.
+    values: live fields [E, nu] of `isaacrl.sim.drives`, which take the place of the actuation's own numbers.
     """
 
-    def __init__(self, actuation: Actuation, num_envs: int, device: str, dtype: torch.dtype):
+    def __init__(
+        self,
+        actuation: Actuation,
+        num_envs: int,
+        device: str,
+        dtype: torch.dtype,
+        values: Mapping[str, Tensor] | None = None,
+    ):
         def tensor(x: np.ndarray, kind: torch.dtype = dtype) -> Tensor:
             return torch.as_tensor(x, dtype=kind, device=device)
 
-        a = actuation
-        self.kp, self.kd, self.effort_limit = tensor(a.kp), tensor(a.kd), tensor(a.effort_limit)
+        a, values = actuation, values or {}
+        self.kp, self.kd = values.get("actuation.kp", tensor(a.kp)), values.get("actuation.kd", tensor(a.kd))
+        self.effort_limit = tensor(a.effort_limit)
         self.stall = tensor(a.saturation_effort)
         # The line tau = stall (+-1 - qd / no-load speed); no line where either is unlimited.
         lined = np.isfinite(a.saturation_effort) & np.isfinite(a.velocity_limit)
@@ -157,11 +166,20 @@ class Law:
         self.pd = tensor(a.law == PD, torch.bool)
         self.any_pd, self.any_line = bool((a.law == PD).any()), bool(lined.any())
         self.qpos_adr, self.qvel_adr = tensor(a.qpos_adr, torch.long), tensor(a.qvel_adr, torch.long)
-        self.delay = tensor(a.delay, torch.long)
-        depth = int(a.delay.max(initial=0)) + 1
-        self.line = torch.zeros(depth, num_envs, len(a.law), dtype=dtype, device=device) if depth > 1 else None
+        self.delay = values.get("actuation.delay", tensor(a.delay, torch.long))  # [E, nu] or [nu]
         self.fresh = torch.ones(num_envs, dtype=torch.bool, device=device)  # no target since the reset
+        self.line: Tensor | None = None
         self.is_direct = actuation.is_direct
+        self.allow_delay(int(a.delay.max(initial=0)))
+
+    def allow_delay(self, steps: int) -> None:
+        """Make room for delays of up to that many physics steps; longer ones are cut to it."""
+        depth = 1 if self.line is None else len(self.line)
+        if steps + 1 > depth:
+            shape = (steps + 1, len(self.fresh), self.pd.shape[0])
+            self.line = torch.zeros(shape, dtype=self.stall.dtype, device=self.fresh.device)
+            self.fresh.fill_(True)
+            self.is_direct = False
 
     def reset(self, mask: Tensor) -> None:
         """The first target after a reset fills the delay line."""
@@ -177,7 +195,8 @@ class Law:
             self.line.copy_(torch.cat((target[None], self.line[:-1])))
             self.line.copy_(torch.where(self.fresh[None, :, None], target[None], self.line))
             self.fresh.zero_()
-            target = self.line.gather(0, self.delay.expand_as(target)[None])[0]
+            age = self.delay.round().clamp(0, len(self.line) - 1).long() if self.delay.ndim == 2 else self.delay
+            target = self.line.gather(0, age.expand_as(target)[None])[0]
         if not self.any_pd:
             return target
         q, qd = qpos[:, self.qpos_adr], qvel[:, self.qvel_adr]

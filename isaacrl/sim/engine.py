@@ -140,10 +140,15 @@ class Engine(Protocol):
         ...
 
     def model_field(self, name: str) -> Tensor:
-        """Live, writable model field with one value a world, [E, ...]; mjOption's are `opt.gravity` and so on.
+        """Live, writable model field with one value a world, [E, ...]; mjOption's are `opt.gravity` and so on, and
+        `actuation.kp`, `.kd`, `.strength`, `.delay` [E, nu] those of the actuators (`isaacrl.sim.drives`).
 
         Raises: ValueError unless the field was named in randomized_fields at build.
         """
+        ...
+
+    def allow_delay(self, steps: int) -> None:
+        """Make room for values of `actuation.delay` up to that many physics steps; call it before the first step."""
         ...
 
     def set_const(self) -> None:

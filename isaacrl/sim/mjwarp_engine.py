@@ -38,6 +38,7 @@ import mujoco_warp as mjw  # noqa: E402  (it would start Warp)
 
 from isaacrl.errors import UserError  # noqa: E402
 from isaacrl.sim.actuators import Law  # noqa: E402
+from isaacrl.sim.drives import FIELDS, Drives  # noqa: E402
 from isaacrl.sim.engine import STATE_FIELDS, Actuation, check_computed  # noqa: E402
 from isaacrl.suggest import did_you_mean, one_line  # noqa: E402
 
@@ -108,26 +109,30 @@ class MjwarpEngine:
 
     def _build(self, cfg: Any, randomized: list[str]) -> None:
         model, num_envs = self.model, self.num_envs
-        per_world = [f for f in randomized if not f.startswith("opt.")]
+        self.drives = Drives(model, self.actuation, num_envs, self.device, torch.float32, randomized)
+        per_world = [f for f in randomized if not f.startswith("opt.") and f not in FIELDS]
         known = _per_world_fields(mjw.Model)
         for name in per_world:
             if name not in known:
-                raise ValueError(f"'{name}' is no model field with one value a world{did_you_mean(name, known)}")
+                hint = did_you_mean(name, [*known, *FIELDS])
+                raise ValueError(f"'{name}' is no model field with one value a world{hint}")
         derived = [f for f in _DERIVED if f in known] if per_world else []
+        own = [*per_world, *derived, *self.drives.needs]
         try:
-            self.m = mjw.put_model(model, batch_sizes=dict.fromkeys([*per_world, *derived], num_envs))
+            self.m = mjw.put_model(model, batch_sizes=dict.fromkeys(own, num_envs))
             self.d = mjw.make_data(model, nworld=num_envs, nconmax=cfg.nconmax, njmax=cfg.njmax)
         except (NotImplementedError, ValueError) as e:
             raise UserError(f"sim.engine=mjwarp cannot step this model: {one_line(e)}; use sim.engine=mujoco") from None
         self.m.opt.warn_overflow = 0  # counted instead
         if cfg.deterministic:
             self.m.opt.deterministic = int(mjw.DeterminismType.ALL)
-        for name in set(randomized) - set(per_world):
+        options = sorted({f for f in randomized if f.startswith("opt.")})
+        for name in options:
             self._expand_option(name.removeprefix("opt."))
-        self._model_fields = {f: self._model_view(f) for f in [*randomized, *derived]}
+        self._model_fields = {f: self._model_view(f) for f in [*options, *own]} | self.drives.values
         self._randomized = set(randomized)
 
-        self.law = Law(self.actuation, num_envs, self.device, torch.float32)
+        self.law = Law(self.actuation, num_envs, self.device, torch.float32, self.drives.values)
         self.overflow = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.nonfinite = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._everywhere = torch.ones(num_envs, dtype=torch.bool, device=self.device)
@@ -219,6 +224,7 @@ class MjwarpEngine:
 
     def _substeps(self, n: int) -> None:
         ctrl, qpos, qvel = self._state["ctrl"], self._state["qpos"], self._state["qvel"]
+        self.drives.write(self._model_fields.__getitem__)
         for _ in range(n):
             ctrl.copy_(self.law.control(self._target, qpos, qvel))
             mjw.step(self.m, self.d)
@@ -320,6 +326,10 @@ class MjwarpEngine:
     def _model_view(self, name: str) -> Tensor:
         owner: Any = self.m.opt if name.startswith("opt.") else self.m
         return wp.to_torch(getattr(owner, name.removeprefix("opt.")))
+
+    def allow_delay(self, steps: int) -> None:
+        self.law.allow_delay(steps)
+        self._graphs.clear()  # those captured so far hold the old line
 
     def set_const(self) -> None:
         with self._stream():

@@ -12,6 +12,7 @@ from mujoco.batch import DATA_FIELDS, MODEL_FIELDS, Batch, SimulationError
 from torch import Tensor
 
 from isaacrl.sim.actuators import Law
+from isaacrl.sim.drives import FIELDS, Drives
 from isaacrl.sim.engine import STATE_FIELDS, Actuation, check_computed
 from isaacrl.suggest import did_you_mean
 
@@ -43,14 +44,15 @@ class MujocoEngine:
         self.model, self.num_envs, self.actuation, self.reason = model, num_envs, actuation, reason
         # Persistent: fields are fresh after a step for free, since the next step continues from them.
         self.batch = Batch(model, nsim=num_envs, nthread=num_threads, persistent=True)
-        self.law = Law(actuation, num_envs, "cpu", torch.float64)
+        self.drives = Drives(model, actuation, num_envs, "cpu", torch.float64, randomized_fields)
+        self.law = Law(actuation, num_envs, "cpu", torch.float64, self.drives.values)
         self.overflow = torch.zeros(num_envs, dtype=torch.int64)
         self.nonfinite = torch.zeros(num_envs, dtype=torch.bool)
         self._fields: dict[str, Tensor] = {}
-        self._model_fields: dict[str, Tensor] = {}
-        for name in randomized_fields:
+        self._model_fields: dict[str, Tensor] = dict(self.drives.values)
+        for name in sorted({*randomized_fields, *self.drives.needs} - {*FIELDS}):
             if name not in MODEL_FIELDS:
-                raise ValueError(f"'{name}' is not a model field{did_you_mean(name, MODEL_FIELDS)}")
+                raise ValueError(f"'{name}' is not a model field{did_you_mean(name, [*MODEL_FIELDS, *FIELDS])}")
             self._model_fields[name] = _view(self.batch.expand(name))
         self._qpos, self._qvel, self._ctrl = self.field("qpos"), self.field("qvel"), self.field("ctrl")
         self.forward()
@@ -85,6 +87,7 @@ class MujocoEngine:
 
     def step(self, n: int, target: Tensor) -> None:
         target = target.to(torch.float64)
+        self.drives.write(self.model_field)
         before = self.batch.warning[:, :, 1].copy()
         failed = np.zeros(self.num_envs, bool)
         if self.law.is_direct:
@@ -141,6 +144,9 @@ class MujocoEngine:
             raise ValueError(f"model field '{name}' is shared by all worlds; name it in randomized_fields at build")
         return self._model_fields[name]
 
+    def allow_delay(self, steps: int) -> None:
+        self.law.allow_delay(steps)
+
     def set_const(self) -> None:
         self.batch.set_const()
         self.forward()
@@ -150,6 +156,7 @@ class MujocoEngine:
         for name in sorted(MODEL_FIELDS):  # the randomized ones and what set_const derived from them
             if (values := self.batch.expanded(name)) is not None:
                 out[f"model/{name}"] = torch.from_numpy(values.copy())
+        out |= {f"drives/{k}": v.clone() for k, v in self.drives.values.items()}
         return out | {f"law/{k}": v.clone() for k, v in self.law.state().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -158,6 +165,8 @@ class MujocoEngine:
                 self.batch.expand(key.removeprefix("model/"))[...] = value.numpy()
         self.batch.state[:] = state["state"].numpy()
         self.overflow.copy_(state["overflow"])
+        for k, v in self.drives.values.items():
+            v.copy_(state[f"drives/{k}"])
         for k, v in self.law.state().items():
             v.copy_(state[f"law/{k}"])
         self.forward()
