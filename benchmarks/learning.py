@@ -38,7 +38,7 @@ def run(task: str, seed: int, outputs: str) -> dict:
     return {
         "seed": seed,
         "solved": verdict is not None and verdict[1] == "yes",
-        "value": result["solved"]["value"],
+        "criteria": result["solved"]["criteria"],
         "training_s": summary["wall_s"],
         "process_s": round(process_s, 2),
         "env_steps": summary["env_steps"],

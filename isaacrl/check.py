@@ -19,7 +19,7 @@ from isaacrl.errors import KeyedError
 from isaacrl.schema import ALGORITHMS, Config
 from isaacrl.suggest import did_you_mean, listing, nearest, one_line
 
-CAMERA = ("lookat", "distance", "azimuth", "elevation")
+CAMERA = ("lookat", "distance", "azimuth", "elevation", "track")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
@@ -272,6 +272,12 @@ def _check_camera(camera: dict) -> None:
             raise KeyedError(
                 f"task.camera.{name}", f"unknown key; a camera has: {listing(CAMERA)}{did_you_mean(str(name), CAMERA)}"
             )
+        if name == "track":
+            if value is not None and not isinstance(value, str):
+                raise KeyedError(
+                    "task.camera.track", f"{shown(value)} is not the name (or pattern) of a body; null stands still"
+                )
+            continue
         parts = value if name == "lookat" else [value]
         if (
             not isinstance(parts, list)
@@ -285,14 +291,20 @@ def _check_camera(camera: dict) -> None:
 
 
 def _check_solved(task: dict) -> None:
-    if task["solved"] is None or task["env"] is not None:
-        return
-    metric, known = task["solved"]["metric"], ["return", "episode_length", *task["metrics"]]
-    if metric not in known:
-        raise KeyedError(
-            "task.solved.metric",
-            f"{shown(metric)} is not measured; there is: {listing(known)}{did_you_mean(metric, known)}",
-        )
+    known = ["return", "episode_length", "terminated", *task["metrics"]]
+    for section in ("solved", "milestone"):
+        for metric, rule in task[section].items():
+            if metric not in known and task["env"] is None:
+                raise KeyedError(
+                    f"task.{section}.{metric}", f"not measured; there is: {listing(known)}{did_you_mean(metric, known)}"
+                )
+            if (
+                not isinstance(rule, dict)
+                or len(rule) != 1
+                or not set(rule) <= {"above", "below"}
+                or not all(_is_a(v, float) for v in rule.values())
+            ):
+                raise KeyedError(f"task.{section}.{metric}", f"{shown(rule)} is not {{above: x}} or {{below: x}}")
 
 
 def _check_ppo(data: Any) -> None:

@@ -13,6 +13,7 @@ SINGULAR = {
     "observations": "observation",
     "rewards": "reward",
     "terminations": "termination",
+    "sensors": "sensor",
     "commands": "command",
     "events": "event",
     "metrics": "metric",
@@ -28,20 +29,35 @@ def _numbers(x: Any) -> bool:
     return isinstance(x, list) and all(_number(v) for v in x)
 
 
+def _delay(x: Any) -> bool:
+    steps = x if isinstance(x, list) and len(x) == 2 else [x, x]
+    return all(isinstance(n, int) and not isinstance(n, bool) for n in steps) and 0 <= steps[0] <= steps[1] <= 1000
+
+
 def _patterns(x: Any) -> bool:
     return isinstance(x, str) or isinstance(x, list) and len(x) > 0 and all(isinstance(v, str) for v in x)
+
+
+def _schedule(x: Any) -> bool:
+    if not isinstance(x, dict) or set(x) != {"start", "end"}:
+        return False
+    steps = (x["start"], x["end"])
+    return all(isinstance(n, int) and not isinstance(n, bool) for n in steps) and 0 <= steps[0] < steps[1] < 2**31
 
 
 # What the environment's own settings of a term look like.
 SETTINGS = {
     "fn": (lambda x: isinstance(x, str) and x != "", "the name of a term, or my_pkg.my_module:my_function"),
     "weight": (_number, "a number (per second)"),
+    "reduce": (lambda x: x in ("mean", "last"), "mean or last (over an episode)"),
     "time_out": (lambda x: isinstance(x, bool), "true or false"),
     "when": (lambda x: x in WHEN, "one of " + ", ".join(WHEN)),
     "interval_s": (
         lambda x: _numbers(x) and len(x) == 2 and 0 < x[0] <= x[1],
         "[low, high] in seconds, 0 < low <= high",
     ),
+    "schedule": (_schedule, "{start: step, end: step} in policy steps, whole numbers with 0 <= start < end"),
+    "optional": (lambda x: isinstance(x, bool), "true or false"),
     "scale": (lambda x: _number(x) or _numbers(x), "a number, or one for each component"),
     "clip": (lambda x: _number(x) or _numbers(x) and len(x) == 2 and x[0] <= x[1], "a bound or [low, high]"),
     "noise": (
@@ -49,8 +65,9 @@ SETTINGS = {
         "an amplitude, {uniform: a} or {gaussian: std}",
     ),
     "history": (lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 1, "an integer >= 1"),
+    "delay": (_delay, "policy steps: an integer, or [low, high] with 0 <= low <= high <= 1000"),
 }
-OPTIONAL = frozenset({"scale", "clip", "noise", "history", "interval_s"})  # null means: not set
+OPTIONAL = frozenset({"scale", "clip", "noise", "history", "delay", "interval_s", "schedule"})  # null means: not set
 
 # Annotations that plain YAML values can be checked against; others are the term's own business.
 KINDS = {
@@ -60,6 +77,10 @@ KINDS = {
     "str": (lambda x: isinstance(x, str), "a text"),
     "None": (lambda x: x is None, "null"),
     "list[float]": (_numbers, "a list of numbers"),
+    "dict[str, float]": (
+        lambda x: isinstance(x, dict) and len(x) > 0 and all(isinstance(k, str) and _number(v) for k, v in x.items()),
+        "numbers by name pattern",
+    ),
     "tuple[float, float]": (lambda x: _numbers(x) and len(x) == 2, "two numbers"),
     "Joints": (_patterns, "a joint name or pattern, or a list of them"),
     "Bodies": (_patterns, "a body name or pattern, or a list of them"),
@@ -126,6 +147,8 @@ def _check_term(family: str, name: str, node: Any, key: str) -> None:
         raise KeyedError(f"{key}.weight", f"missing; a reward needs {SETTINGS['weight'][1]}, e.g. weight: 1.0")
     if node.get("when") == "interval" and node.get("interval_s") is None:
         raise KeyedError(f"{key}.interval_s", f"missing; when: interval needs {SETTINGS['interval_s'][1]}")
+    if node.get("when") == "startup" and node.get("schedule") is not None:
+        raise KeyedError(f"{key}.schedule", "an entry of when: startup is drawn once; use when: reset or interval")
     signature = _find(family, str(node.get("fn", name)), key, "fn" in node)
     if signature is not None:
         _check_parameters(signature, {str(k): v for k, v in node.items() if k not in settings}, settings, key)

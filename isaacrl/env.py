@@ -5,6 +5,7 @@ obs = env.reset()
 obs, reward, terminated, truncated, info = env.step(action)     # tensors on env.device, [E, ...]
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from isaacrl import sim
 from isaacrl.errors import UserError
 from isaacrl.state import Robot, State
-from isaacrl.terms import Bound, bind, find, stack
+from isaacrl.terms import Bound, add_sensors, bind, bind_sensors, find, stack
 from isaacrl.terms.group import ObservationGroup
 from isaacrl.timer import Timer
 
@@ -94,7 +95,7 @@ class Env:
         self.cfg = cfg
         self.device = _device(cfg.device)
         self.task: Task = find("", cfg.task.env, "task.env")() if cfg.task.env else Task()
-        scene = sim.make_scene(cfg.asset, cfg.task, edit=lambda spec: self.task.create(spec, cfg))
+        scene = sim.make_scene(cfg.asset, cfg.task, edit=lambda spec: self._edit(spec, cfg))
         fields = _randomized_fields(container(cfg.task)["events"], container(cfg.randomization))
         try:
             self.engine = sim.build(scene.model, cfg.num_envs, self.device, cfg.sim, scene.actuation, fields)
@@ -115,17 +116,23 @@ class Env:
         self._to_default_pose(self.everywhere)
         self.engine.forward()
         s.refresh()
+        self.sensor_terms = bind_sensors(table["sensors"], s)
         self.command_terms = bind("commands", table["commands"], s, "task.commands")
         self._read_commands()
         self.task.setup(s, cfg)
         self.events = events = bind("events", table["events"], s, "task.events") + bind(
             "events", randomization, s, "randomization"
         )
+        if s.left_out:
+            print(f"left out: {'; '.join(f'{k} ({why})' for k, why in s.left_out.items())}", file=sys.stderr)
         self.reset_events = [e for e in events if e.settings.get("when", "reset") == "reset"]
         self.startup_events = [e for e in events if e.settings.get("when") == "startup"]
         self.interval_events = [e for e in events if e.settings.get("when") == "interval"]
         self.groups = [ObservationGroup(name, terms, s) for name, terms in table["observations"].items()]
+        # Sensors first: other terms read them.
         self.memory_terms = [t for t in self.all_terms() if t.has_memory and t not in self.command_terms]
+        last = [t.settings.get("reduce") == "last" for t in self.task.metric_terms]
+        self._last_counts = torch.tensor(last, dtype=torch.bool, device=self.device)  # metrics that are not averaged
         self.timers = {e.stream: self._interval(e) for e in self.interval_events}
         for event in self.startup_events:
             event(s, self.everywhere)
@@ -138,6 +145,11 @@ class Env:
         self._overflow = 0
         self._dry_run()
         self.obs = self.reset()
+
+    def _edit(self, spec: mujoco.MjSpec, cfg: DictConfig) -> None:
+        """Change the scene before it is compiled: the task's own hook, then the sensors that it asks for."""
+        self.task.create(spec, cfg)
+        add_sensors(spec, container(cfg.task)["sensors"], cfg.asset.base)
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
@@ -261,7 +273,14 @@ class Env:
     def all_terms(self) -> list[Bound]:
         """Every term of the task and its randomization."""
         task = self.task
-        terms = [*task.actions, *task.reward_terms, *task.termination_terms, *task.metric_terms, *self.command_terms]
+        terms = [
+            *self.sensor_terms,
+            *task.actions,
+            *task.reward_terms,
+            *task.termination_terms,
+            *task.metric_terms,
+            *self.command_terms,
+        ]
         return terms + self.events + [t for group in self.groups for t in group.terms]
 
     def _dry_run(self) -> None:
@@ -292,10 +311,12 @@ class Env:
     def _record(self, rewards: Tensor, reward: Tensor, done: Tensor) -> None:
         s = self.state
         self.episode_return += reward
-        self.episode_metrics += stack([t(s) for t in self.task.metric_terms], s)
+        measured = stack([t(s) for t in self.task.metric_terms], s)
+        self.episode_metrics.copy_(torch.where(self._last_counts, measured, self.episode_metrics + measured))
         ended = (done & self.whole).float()
         length = s.episode_step.float()
-        per_episode = self.episode_metrics / length[:, None]  # exact for whole episodes
+        # Means are exact for whole episodes.
+        per_episode = torch.where(self._last_counts, self.episode_metrics, self.episode_metrics / length[:, None])
         sums = [
             ended.sum(),
             (ended * self.episode_return).sum(),
@@ -335,6 +356,7 @@ class Env:
             "episode_step": s.episode_step,
             "action": s.action,
             "last_action": s.last_action,
+            "encoder_bias": s.encoder_bias,
             "random_step": s.random.step,
             "episode_return": self.episode_return,
             "episode_metrics": self.episode_metrics,
@@ -343,7 +365,7 @@ class Env:
         }
         out |= {f"timer/{k}": v for k, v in self.timers.items()}
         out |= {f"obs/{k}": v for k, v in self.obs.items()}
-        out |= {f"history/{g.name}": g.history for g in self.groups if g.history is not None}
+        out |= {f"{k}/{g.name}": v for g in self.groups for k, v in g.memory.items()}
         for term in [*self.memory_terms, *self.command_terms]:
             out |= {f"memory/{term.key}/{k}": v for k, v in term.memory.items()}
         return out
@@ -391,7 +413,7 @@ def _randomized_fields(*tables: dict[str, Any]) -> list[str]:
     for node in (n for table in tables for n in table.values() if n):
         value = node.get("field", [])
         fields += [value] if isinstance(value, str) else value
-    return sorted(set(fields))
+    return sorted(set(fields) - {"encoder_bias"})  # no field of the engine
 
 
 def container(node: DictConfig) -> dict[str, Any]:

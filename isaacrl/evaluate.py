@@ -36,7 +36,8 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
         "overflow": int(env.engine.overflow.sum()),
         "metrics": {name: statistics(values) for name, values in episodes.items()},
     }
-    result["solved"] = verdict(cfg, result["metrics"])
+    result["solved"] = verdict(cfg.task.solved, result["metrics"], "solved")
+    result["milestone"] = verdict(cfg.task.milestone, result["metrics"], "milestone")
     try:
         runs.write_json(run_path / "eval.json", result)
         written = f"written: {run_path / 'eval.json'}"
@@ -48,7 +49,8 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def run_episodes(env: Env, act: Any, episodes: int) -> dict[str, Tensor]:
-    """Per-episode figures, [episodes]: return, episode_length (share of the longest possible), and each metric.
+    """Per-episode figures, [episodes]: return, episode_length (share of the longest possible), terminated (1 where the episode
+    ended before its time), and each metric.
 
     Every world contributes the same number of episodes, its first ones: counting whichever end first would favour
     short ones.
@@ -56,7 +58,7 @@ def run_episodes(env: Env, act: Any, episodes: int) -> dict[str, Tensor]:
     each = math.ceil(episodes / env.num_envs)
     names = [t.name for t in env.task.metric_terms]
     count = torch.zeros(env.num_envs, dtype=torch.long, device=env.device)
-    done_rows = torch.full((each, env.num_envs, 3 + len(names)), math.nan, device=env.device)
+    done_rows = torch.full((each, env.num_envs, 4 + len(names)), math.nan, device=env.device)
     total, length = torch.zeros(env.num_envs, device=env.device), torch.zeros(env.num_envs, device=env.device)
     worlds = torch.arange(env.num_envs, device=env.device)
     obs = env.reset()
@@ -65,7 +67,7 @@ def run_episodes(env: Env, act: Any, episodes: int) -> dict[str, Tensor]:
         total += reward
         length += 1
         done = terminated | truncated
-        figures = [total, length / env.max_episode_steps, info["nonfinite"].float()]
+        figures = [total, length / env.max_episode_steps, terminated.float(), info["nonfinite"].float()]
         row = torch.cat((torch.stack(figures, dim=1), env.last_episode_metrics), dim=1)
         slot = count.clamp(max=each - 1)
         write = (done & (count < each))[:, None]
@@ -75,7 +77,7 @@ def run_episodes(env: Env, act: Any, episodes: int) -> dict[str, Tensor]:
         if env.device == "cpu" and bool((count >= each).all()):
             break
     values = done_rows.flatten(0, 1)[:episodes].cpu()
-    return dict(zip(["return", "episode_length", "nonfinite", *names], values.unbind(1)))
+    return dict(zip(["return", "episode_length", "terminated", "nonfinite", *names], values.unbind(1)))
 
 
 def statistics(values: Tensor) -> dict[str, float]:
@@ -93,22 +95,19 @@ def statistics(values: Tensor) -> dict[str, float]:
     }
 
 
-def verdict(cfg: DictConfig, metrics: dict[str, dict[str, float]]) -> dict[str, Any] | None:
-    """Whether the task's own criterion holds for the mean; None where the task states none."""
-    rule = cfg.task.solved
-    if rule is None:
+def verdict(rules: DictConfig, metrics: dict[str, dict[str, float]], section: str) -> dict[str, Any] | None:
+    """Whether the means fulfil all of the task's own criteria; None where it states none."""
+    if not rules:
         return None
-    if rule.metric not in metrics:
-        raise UserError(f"task.solved.metric: unknown metric '{rule.metric}'; there are {sorted(metrics)}")
-    mean = metrics[rule.metric]["mean"]
-    solved = mean >= rule.threshold if rule.direction == "above" else mean <= rule.threshold
-    return {
-        "metric": rule.metric,
-        "threshold": rule.threshold,
-        "direction": rule.direction,
-        "value": mean,
-        "solved": solved,
-    }
+    criteria = []
+    for metric, rule in rules.items():
+        if metric not in metrics:
+            raise UserError(f"task.{section}.{metric}: not measured; there are {sorted(metrics)}")
+        side, threshold = next(iter(rule.items()))
+        mean = metrics[str(metric)]["mean"]
+        reached = mean >= threshold if side == "above" else mean <= threshold
+        criteria.append({"metric": metric, side: threshold, "value": mean, "reached": reached})
+    return {"criteria": criteria, section: all(c["reached"] for c in criteria)}
 
 
 def _show(result: dict[str, Any], written: str) -> None:
@@ -128,10 +127,13 @@ def _show(result: dict[str, Any], written: str) -> None:
         )
     console.print(table)
     print(written)
-    rule = result["solved"]
-    if rule is None:
-        print("solved: not defined (the task has no `solved` criterion)")
-        return
-    sign = ">=" if rule["direction"] == "above" else "<="
-    print(f"criterion: {rule['metric']} {sign} {rule['threshold']:g}; reached {rule['value']:.4g}")
-    print(f"solved: {'yes' if rule['solved'] else 'no'}")
+    for section in ("milestone", "solved"):
+        found = result[section]
+        if found is None:
+            if section == "solved":
+                print("solved: not defined (the task has no `solved` criterion)")
+            continue
+        for c in found["criteria"]:
+            sign, threshold = (">=", c["above"]) if "above" in c else ("<=", c["below"])
+            print(f"{section} needs {c['metric']} {sign} {threshold:g}: {c['value']:.4g}")
+        print(f"{section}: {'yes' if found[section] else 'no'}")

@@ -28,17 +28,6 @@ def key(
 
 
 @dataclass
-class Solved:
-    """When a task counts as solved, judged by `isaacrl eval`."""
-
-    metric: str = key(MISSING, "a metric of the evaluation: return, episode_length, or a term of task.metrics")
-    threshold: float = key(MISSING, "the value to reach")
-    direction: str = key(
-        "above", "whether the metric must lie above or below the threshold", choices=("above", "below")
-    )
-
-
-@dataclass
 class TaskConfig:
     """One task: what the robot observes, does, is rewarded for, and when an episode ends."""
 
@@ -53,12 +42,14 @@ class TaskConfig:
     observations: dict[str, Any] = key({}, "groups (policy, critic) of terms of isaacrl.terms.observations")
     rewards: dict[str, Any] = key({}, "terms of isaacrl.terms.rewards, each with a weight (per second)")
     terminations: dict[str, Any] = key({}, "terms of isaacrl.terms.terminations")
+    sensors: dict[str, Any] = key({}, "contacts and IMUs that terms read by name: terms of isaacrl.terms.sensors")
     commands: dict[str, Any] = key({}, "terms of isaacrl.terms.commands")
     events: dict[str, Any] = key({}, "resets and pushes: terms of isaacrl.terms.events")
     metrics: dict[str, Any] = key({}, "terms of isaacrl.terms.metrics, averaged over each episode")
-    solved: Solved | None = key(None, "when `eval` says solved")
+    solved: dict[str, Any] = key({}, "when `eval` says solved: metric -> {above: x} or {below: x}, all of them")
+    milestone: dict[str, Any] = key({}, "a first success, within reach of slow machines; written as `solved`")
     ppo: dict[str, Any] = key({}, "this task's settings of algo=ppo")
-    camera: dict[str, Any] = key({}, "view for videos: lookat, distance, azimuth, elevation")
+    camera: dict[str, Any] = key({}, "view for videos: lookat, distance, azimuth, elevation, track")
 
 
 @dataclass
@@ -68,7 +59,12 @@ class AssetConfig:
     name: str = key(MISSING, "the robot's name: its file's")
     description: str = key("", "one line for `isaacrl list`")
     path: str = key(MISSING, "MJCF or URDF: absolute, relative to the working directory, or bundled with isaacrl")
-    base: str | None = key(None, "the body whose pose is the robot's; default: the first one")
+    trust: bool = key(False, "read files (meshes, includes, ...) outside the model's own folder as well")
+    floating: bool | None = key(
+        None, "whether the base is free; default: an MJCF's as written, a URDF's free unless it is an arm (README)"
+    )
+    base: str | None = key(None, "pattern of the body whose pose is the robot's; default: the free one, or the first")
+    feet: list[str] = key([], "patterns of the bodies, or else geoms, that are the robot's feet")
     default_pose: dict[str, Any] = key({}, "joint pattern -> default position [rad or m]")
     actuators: dict[str, Any] = key({}, "groups of joints and their actuation law, gains and limits")
 
@@ -158,11 +154,12 @@ class Config:
 # keyword-only parameters. The randomization group holds terms of the events family.
 TERM_FAMILIES: dict[str, frozenset[str]] = {
     "actions": frozenset({"fn"}),
-    "observations": frozenset({"fn", "scale", "clip", "noise", "history"}),
+    "observations": frozenset({"fn", "scale", "clip", "noise", "history", "delay"}),
     "rewards": frozenset({"fn", "weight"}),
     "terminations": frozenset({"fn", "time_out"}),
+    "sensors": frozenset({"fn"}),
     "commands": frozenset({"fn"}),
-    "events": frozenset({"fn", "when", "interval_s"}),
-    "metrics": frozenset({"fn"}),
+    "events": frozenset({"fn", "when", "interval_s", "schedule", "optional"}),
+    "metrics": frozenset({"fn", "reduce"}),
 }
 ALGORITHMS = {"ppo": PPOConfig}

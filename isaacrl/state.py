@@ -13,9 +13,11 @@ import mujoco
 import torch
 from torch import Tensor
 
+from isaacrl.errors import UserError
 from isaacrl.random import Random
 from isaacrl.sim import Engine
 from isaacrl.sim.names import match
+from isaacrl.suggest import did_you_mean
 
 
 class quantity:
@@ -54,6 +56,31 @@ def rotate_inverse(quat: Tensor, vec: Tensor) -> Tensor:
     return vec - w * t + torch.linalg.cross(u, t)
 
 
+def multiply(p: Tensor, q: Tensor) -> Tensor:
+    """Product of quaternions [..., 4]: first the rotation q, then p."""
+    pw, pv, qw, qv = p[..., :1], p[..., 1:], q[..., :1], q[..., 1:]
+    w = pw * qw - (pv * qv).sum(dim=-1, keepdim=True)
+    return torch.cat((w, pw * qv + qw * pv + torch.linalg.cross(pv, qv)), dim=-1)
+
+
+def from_euler(angles: Tensor) -> Tensor:
+    """Quaternion [..., 4] of turns about the fixed x, y and z axes, in this order, by angles [..., 3] [rad]."""
+    c, s = torch.cos(angles / 2.0).unbind(-1), torch.sin(angles / 2.0).unbind(-1)
+    zero = torch.zeros_like(c[0])
+    x = torch.stack((c[0], s[0], zero, zero), dim=-1)
+    y = torch.stack((c[1], zero, s[1], zero), dim=-1)
+    z = torch.stack((c[2], zero, zero, s[2]), dim=-1)
+    return multiply(z, multiply(y, x))
+
+
+def rotation_vector(quat: Tensor) -> Tensor:
+    """Axis times angle [rad] of unit quaternions [..., 4], [..., 3]; the angle is at most pi."""
+    w, u = quat[..., :1], quat[..., 1:]
+    norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
+    angle = 2.0 * torch.atan2(norm, w.abs())
+    return torch.where(w < 0, -1.0, 1.0) * u * (angle / norm.clamp(min=1e-9))
+
+
 class Robot:
     """Names, limits and the default pose of the robot: constants of a run."""
 
@@ -70,6 +97,7 @@ class Robot:
             for a in range(model.nu)
         ]
         self.body_names = [model.body(b).name for b in range(model.nbody)]
+        self.geom_names = [model.geom(g).name for g in range(model.ngeom)]
         self.site_names = [model.site(i).name for i in range(model.nsite)]
         self.joint_units = ["m" if model.jnt_type[j] == 2 else "rad" for j in scalar]
         self.qpos_adr, self.qvel_adr = model.jnt_qposadr[scalar], model.jnt_dofadr[scalar]
@@ -126,6 +154,12 @@ class BodyView(_View):
 class SiteView(_View):
     """Poses of named sites, S of them in the model's order."""
 
+    def __init__(self, state: "State", index: slice | Tensor):
+        super().__init__(state, index)
+        model = state.engine.model
+        self._body = torch.as_tensor(model.site_bodyid, dtype=torch.long, device=state.device)[index]
+        self._turned = torch.as_tensor(model.site_quat, dtype=torch.float32, device=state.device)[index]
+
     @quantity
     def pos_w(self) -> Tensor:
         """Position [m], [E, S, 3]."""
@@ -135,6 +169,31 @@ class SiteView(_View):
     def mat_w(self) -> Tensor:
         """Orientation as rotation matrices, row by row, [E, S, 9]."""
         return self._state.read("site_xmat")[:, self._index]
+
+    @quantity
+    def quat_w(self) -> Tensor:
+        """Orientation, [E, S, 4]."""
+        return multiply(self._state.read("xquat")[:, self._body], self._turned)
+
+
+class GeomView(_View):
+    """Places and velocities of named geoms, B of them in the model's order."""
+
+    def __init__(self, state: "State", index: slice | Tensor):
+        super().__init__(state, index)
+        self._body = torch.as_tensor(state.engine.model.geom_bodyid, dtype=torch.long, device=state.device)[index]
+
+    @quantity
+    def pos_w(self) -> Tensor:
+        """Position of the geoms' centres [m], [E, B, 3]."""
+        return self._state.read("geom_xpos")[:, self._index]
+
+    @quantity
+    def lin_vel_w(self) -> Tensor:
+        """Velocity of the geoms' centres, world axes [m/s], [E, B, 3]."""
+        state = self._state
+        center, cvel = state.read("subtree_com")[:, state.body_root[self._body]], state.read("cvel")[:, self._body]
+        return cvel[..., 3:] + torch.linalg.cross(cvel[..., :3], self.pos_w - center)
 
 
 class State(_Lazy):
@@ -152,7 +211,7 @@ class State(_Lazy):
         self._stream, self._draw = "", 0
         self._fields: dict[str, Tensor] = {}
         self._sensors: dict[str, slice] = {}
-        self._views: dict[tuple, BodyView | SiteView] = {}
+        self._views: dict[tuple, BodyView | SiteView | GeomView] = {}
         self._qpos_joints, self._qvel_joints = (
             as_index(robot.qpos_adr, self.device),
             as_index(robot.qvel_adr, self.device),
@@ -164,9 +223,14 @@ class State(_Lazy):
         self.episode_step = zeros(dtype=torch.int64)  # steps since the reset, [E]
         self.action = zeros(num_actions)  # the policy's output in this step, [E, num_actions]
         self.last_action = zeros(num_actions)  # and in the step before (0 after a reset), [E, num_actions]
+        self.encoder_bias = zeros(len(robot.joint_names))  # what encoders read beyond joint_pos [rad or m], [E, J]
         self.terminated = zeros(dtype=torch.bool)  # the episode ended in failure or success in this step, [E]
         self.truncated = zeros(dtype=torch.bool)  # the episode ended only because time ran out, [E]
         self.commands: dict[str, Tensor] = {}  # value of each command term, [E, n]
+        self.sensors: dict[str, Any] = {}  # terms of the family `sensors`
+        self.randomized: dict[str, Any] = {}  # fields with a value of their own in each world, by name
+        self.left_out: dict[str, str] = {}  # optional entries that the robot has nothing for, and why
+        self.share: float | Tensor = 1.0  # how far the schedule of the present event has come, 0 to 1
 
     # --- the simulator's own names -----------------------------------------------------------------------------------
 
@@ -191,6 +255,10 @@ class State(_Lazy):
         """Sites whose names match."""
         return self._view(SiteView, patterns, self.robot.site_names, "site")
 
+    def geom(self, *patterns: str) -> GeomView:
+        """Geoms whose names match."""
+        return self._view(GeomView, patterns, self.robot.geom_names, "geom")
+
     def _view(self, kind: type, patterns: Sequence[str], names: list[str], key: str) -> Any:
         if (kind, patterns) not in self._views:
             self._views[kind, patterns] = kind(self, as_index(match(patterns, names, key), self.device))
@@ -206,7 +274,15 @@ class State(_Lazy):
 
     def command(self, name: str) -> Tensor:
         """Current value of the command term of that name, [E, n]."""
-        return self.commands[name]
+        return _named(self.commands, name, "command", "commands")
+
+    def contact(self, name: str) -> Any:
+        """The contact sensor of that name: `isaacrl.terms.sensors.contact`."""
+        return _named(self.sensors, name, "contact sensor", "sensors")
+
+    def imu(self, name: str = "imu") -> Any:
+        """The inertial measurement unit of that name: `isaacrl.terms.sensors.imu`."""
+        return _named(self.sensors, name, "IMU", "sensors")
 
     # --- the robot ---------------------------------------------------------------------------------------------------
 
@@ -299,6 +375,13 @@ class State(_Lazy):
         self.write("qpos", qpos, mask)
         self.write("qvel", qvel, mask)
 
+    def scheduled(self, schedule: dict[str, int] | None) -> float | Tensor:
+        """How far a schedule {start, end} [policy steps since the start of the run] has come, 0 to 1; 1 for none."""
+        if schedule is None:
+            return 1.0
+        start, end = schedule["start"], schedule["end"]
+        return ((self.random.step - start) / float(end - start)).clamp(0.0, 1.0)
+
     # --- randomness --------------------------------------------------------------------------------------------------
 
     def use_stream(self, name: str) -> None:
@@ -314,6 +397,13 @@ class State(_Lazy):
         """[E, n] normal, own to this term, world and step."""
         self._draw += 1
         return mean + std * self.random.normal(f"{self._stream}#{self._draw}", n)
+
+
+def _named(table: dict[str, Any], name: str, what: str, section: str) -> Any:
+    if name not in table:
+        known = ", ".join(table) or "none"
+        raise UserError(f"no {what} '{name}'{did_you_mean(name, table)}; task.{section} has: {known}")
+    return table[name]
 
 
 def as_index(ids: Sequence[int], device: str) -> slice | Tensor:

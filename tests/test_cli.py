@@ -113,7 +113,8 @@ BAD = [
     ("task.rewards.x={fn: 'no_pkg.mod:f', weight: 1}", "task.rewards.x.fn", "no module 'no_pkg.mod'"),
     ("task.rewards.alive._target_=os.system", "_target_", "fn:"),
     ("task.env=MyTask", "task.env", "my_pkg.my_task:MyTask"),
-    ("task.solved.metric=retrn", "task.solved.metric", "did you mean return?"),
+    ("task.solved.retrn={above: 1}", "task.solved.retrn", "did you mean return?"),
+    ("task.solved.episode_length.above=high", "task.solved.episode_length", "{above: x}"),
     ("task.camera.lookt=[0,0,0]", "task.camera.lookt", "did you mean lookat?"),
     ("task.name=a/b", "task.name", "letters"),
     ("resume=true", "resume", "run="),
@@ -252,7 +253,7 @@ def test_list_shows_tasks_assets_and_algos_of_all_folders(capsys, tmp_path):
 
 def test_train_hands_the_composed_configuration_over(trainer):
     assert (
-        cli.main(["train", "task=cartpole_swingup", "seed=3", "~task.metrics.balanced", "task.solved.metric=return"])
+        cli.main(["train", "task=cartpole_swingup", "seed=3", "~task.metrics.balanced", "~task.solved.balanced"])
         == 0
     )
     ((path, cfg),) = trainer.calls
@@ -380,7 +381,7 @@ def test_cfg_shows_the_configuration(capsys):
     cli.main(["train", "-c", "job", "--resolve"])
     assert "\nnum_envs: 256" in capsys.readouterr().out
     cli.main(["train", "-c", "job", "-p", "task.solved"])
-    assert capsys.readouterr().out.splitlines()[:2] == ["# @package task.solved", "metric: episode_length"]
+    assert capsys.readouterr().out.splitlines()[:2] == ["# @package task.solved", "episode_length:"]
     assert cli.main(["train", "-c", "hydra"]) == 0
     assert "launcher" in capsys.readouterr().out
     assert cli.main(["train", "-c", "all", "seed=5"]) == 0

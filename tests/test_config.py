@@ -219,7 +219,7 @@ def test_users_terms_are_checked_without_being_run(tmp_path, monkeypatch):
         ("defaults: [cartpole]\ndecimation: 2\ndecimation: 3\n", ["mine.yaml:3", "decimation", "twice"]),
         ("- a\n- b\n", ["mine.yaml", "key: value"]),
         (
-            "defaults: [cartpole]\nsolved: {_target_: os.system, metric: return, threshold: 1}\n",
+            "defaults: [cartpole]\nsolved: {_target_: os.system, return: {above: 1}}\n",
             ["_target_", "mine.yaml"],
         ),
         ("defaults: [cartpole]\ncamera: {distance: .nan}\n", ["task.camera.distance", "finite", "mine.yaml"]),

@@ -13,10 +13,11 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NewType
 
+import mujoco
 import torch
 from torch import Tensor
 
-from isaacrl.errors import UserError
+from isaacrl.errors import Absent, UserError
 from isaacrl.schema import TERM_FAMILIES
 from isaacrl.sim.names import match
 from isaacrl.state import BodyView, SiteView, State, as_index
@@ -64,10 +65,13 @@ class Bound:
         try:
             self.fn: Any = fn(s, **params) if is_class else fn
         except UserError as e:  # a term need not know where it stands in the configuration
-            raise UserError(str(e) if key in str(e) else f"{key}: {e}") from None
+            kind = Absent if isinstance(e, Absent) else UserError
+            raise kind(str(e) if key in str(e) else f"{key}: {e}") from None
         self.params = {} if is_class else params
         self.memory: dict[str, Tensor] = {}
         self.has_memory = is_class and hasattr(fn, "advance")
+        if hasattr(fn, "named"):  # a sensor
+            self.fn.named(name)
         if self.has_memory:
             s.use_stream(self.stream + ".init")
             for k, v in self.fn.init(s).items():
@@ -102,7 +106,11 @@ class Bound:
 
     def __call__(self, s: State, *args: Any) -> Any:
         s.use_stream(self.stream)
-        return self.fn(s, *args, **self.params)
+        s.share = s.scheduled(self.settings.get("schedule"))
+        try:
+            return self.fn(s, *args, **self.params)
+        except UserError as e:  # an unknown command or sensor
+            raise UserError(str(e) if self.key in str(e) else f"{self.key}: {e}") from None
 
     def advance(self, s: State) -> None:
         """One step of the term's memory."""
@@ -147,8 +155,37 @@ def find(family: str, name: str, key: str) -> Any:
 
 
 def bind(family: str, table: Mapping[str, Any], s: State, key: str) -> list[Bound]:
-    """All terms of a table, in its order."""
-    return [Bound(family, name, node, s, f"{key}.{name}") for name, node in table.items()]
+    """All terms of a table, in its order; without the optional ones that the robot has nothing for."""
+    terms = []
+    for name, node in table.items():
+        try:
+            terms.append(Bound(family, name, node, s, f"{key}.{name}"))
+        except Absent as e:
+            if not (node or {}).get("optional"):
+                raise
+            s.left_out[f"{key}.{name}"] = str(e).removeprefix(f"{key}.{name}: ")
+    return terms
+
+
+def add_sensors(spec: mujoco.MjSpec, table: Mapping[str, Any], base: str | None) -> None:
+    """Add the MuJoCo sensors of a `task.sensors` table to a scene that is not compiled yet."""
+    bodies = [b.name for b in spec.bodies if b.name != "world"]
+    root = bodies[match([base], bodies, "asset.base")[0]] if base else bodies[0] if bodies else "world"
+    for name, node in table.items():
+        node = dict(node or {})
+        kind = find("sensors", node.pop("fn", name), f"task.sensors.{name}")
+        kind.add_to(spec, name, root, **node)
+
+
+def bind_sensors(table: Mapping[str, Any], s: State) -> list[Bound]:
+    """The terms of a `task.sensors` table; State gives them by name."""
+    terms = []
+    for name, node in table.items():
+        s.use_stream(f"sensors.{name}")
+        term = Bound("sensors", name, node, s, f"task.sensors.{name}")
+        s.sensors[name] = term.fn
+        terms.append(term)
+    return terms
 
 
 def stack(values: Sequence[Tensor], s: State) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from isaacrl.state import State
+from isaacrl.state import State, from_euler
 from isaacrl.terms import Term
 
 
@@ -32,6 +32,114 @@ class uniform(Term):
         due = left <= 0
         value = torch.where(due[:, None], self._draw(s), self.value)
         return {"value": value, "steps_left": torch.where(due, self.period, left)}
+
+    def __call__(self, s: State) -> Tensor:
+        return self.value
+
+
+class velocity(Term):
+    """Base velocity to follow, (forward, left) [m/s] and yaw rate [rad/s] in base axes, [E, 3].
+
+    lin_vel_x, lin_vel_y, ang_vel_z: ranges. resample_s: seconds between draws, a range. standing: share of draws that
+    are zero. heading: share of draws in which the yaw rate steers towards a random heading instead:
+    heading_gain [1/s] times the error, within ang_vel_z. minimum: slower planar commands become zero [m/s].
+    """
+
+    def __init__(
+        self,
+        s: State,
+        *,
+        lin_vel_x: tuple[float, float],
+        lin_vel_y: tuple[float, float] = (0.0, 0.0),
+        ang_vel_z: tuple[float, float] = (0.0, 0.0),
+        resample_s: tuple[float, float] = (10.0, 10.0),
+        standing: float = 0.0,
+        heading: float = 0.0,
+        heading_gain: float = 0.5,
+        minimum: float = 0.0,
+    ):
+        ranges = torch.tensor([lin_vel_x, lin_vel_y, ang_vel_z], dtype=torch.float32, device=s.device)
+        self.low, self.high = ranges.unbind(1)
+        self.period = tuple(max(1.0, float(t) / s.step_dt) for t in resample_s)
+        self.standing, self.heading, self.gain, self.minimum = standing, heading, heading_gain, minimum
+        self.value: Tensor  # [E, 3]
+        self.target: Tensor  # heading to steer to [rad], [E]
+        self.steers: Tensor  # whether the heading counts, boolean [E]
+        self.steps_left: Tensor  # until the next draw, [E]
+
+    def _draw(self, s: State) -> dict[str, Tensor]:
+        value = s.uniform(3, self.low, self.high)
+        chance = s.uniform(2)
+        stands = chance[:, 0] < self.standing
+        if self.minimum > 0.0:
+            slow = torch.linalg.vector_norm(value[:, :2], dim=1) < self.minimum
+            value[:, :2] *= ~slow[:, None]
+        value *= ~stands[:, None]
+        return {
+            "value": value,
+            "target": s.uniform(1, -torch.pi, torch.pi)[:, 0],
+            "steers": (chance[:, 1] < self.heading) & ~stands,
+            "steps_left": s.uniform(1, *self.period)[:, 0].round().long(),
+        }
+
+    def _steered(self, s: State, new: dict[str, Tensor]) -> dict[str, Tensor]:
+        error = torch.remainder(new["target"] - s.heading_w + torch.pi, 2 * torch.pi) - torch.pi
+        turn = torch.clamp(self.gain * error, self.low[2], self.high[2])
+        yaw = torch.where(new["steers"], turn, new["value"][:, 2])
+        return new | {"value": torch.cat((new["value"][:, :2], yaw[:, None]), dim=1)}
+
+    def init(self, s: State) -> dict[str, Tensor]:
+        return self._steered(s, self._draw(s))
+
+    def advance(self, s: State) -> dict[str, Tensor]:
+        old = {"value": self.value, "target": self.target, "steers": self.steers, "steps_left": self.steps_left - 1}
+        due, drawn = old["steps_left"] <= 0, self._draw(s)
+        mixed = {k: torch.where(due[:, None] if v.ndim > 1 else due, drawn[k], v) for k, v in old.items()}
+        return self._steered(s, mixed)
+
+    def __call__(self, s: State) -> Tensor:
+        return self.value
+
+
+class pose(Term):
+    """A pose to reach, in the frame of the robot's base: position [m] and quaternion, [E, 7].
+
+    x, y, z: ranges [m]. roll, pitch, yaw: ranges [rad], turned about the fixed x, y and z axes in this order.
+    resample_s: seconds between draws, a range.
+    """
+
+    def __init__(
+        self,
+        s: State,
+        *,
+        x: tuple[float, float],
+        y: tuple[float, float],
+        z: tuple[float, float],
+        roll: tuple[float, float] = (0.0, 0.0),
+        pitch: tuple[float, float] = (0.0, 0.0),
+        yaw: tuple[float, float] = (0.0, 0.0),
+        resample_s: tuple[float, float] = (4.0, 4.0),
+    ):
+        ranges = torch.tensor([x, y, z, roll, pitch, yaw], dtype=torch.float32, device=s.device)
+        self.low, self.high = ranges.unbind(1)
+        self.period = tuple(max(1.0, float(t) / s.step_dt) for t in resample_s)
+        self.value: Tensor  # [E, 7]
+        self.steps_left: Tensor  # until the next draw, [E]
+
+    def _draw(self, s: State) -> dict[str, Tensor]:
+        drawn = s.uniform(6, self.low, self.high)
+        quat = from_euler(drawn[:, 3:])
+        steps = s.uniform(1, *self.period)[:, 0].round().long()
+        return {"value": torch.cat((drawn[:, :3], quat), dim=1), "steps_left": steps}
+
+    def init(self, s: State) -> dict[str, Tensor]:
+        return self._draw(s)
+
+    def advance(self, s: State) -> dict[str, Tensor]:
+        left, drawn = self.steps_left - 1, self._draw(s)
+        due = left <= 0
+        value = torch.where(due[:, None], drawn["value"], self.value)
+        return {"value": value, "steps_left": torch.where(due, drawn["steps_left"], left)}
 
     def __call__(self, s: State) -> Tensor:
         return self.value

@@ -6,14 +6,17 @@ derives from them (body poses, sensors) is still the old episode's. Groups under
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from isaacrl.errors import UserError
 from isaacrl.sim.names import match
-from isaacrl.state import State
+from isaacrl.state import State, multiply
 from isaacrl.terms import ALL, Joints
+
+ZERO_RANGES = ((0.0, 0.0),) * 3
 
 
 def reset_joints(
@@ -39,6 +42,43 @@ def reset_joints(
     s.write_joints(pos, vel, mask)
 
 
+class reset_base:
+    """A floating base at its default pose, displaced and turned about the vertical, with a random velocity.
+
+    position: ranges of x, y, z offsets [m]; yaw: range [rad]; velocity: ranges of the world velocity x, y, z [m/s] and,
+    if six are given, of the angular velocity in base axes [rad/s].
+    """
+
+    def __init__(
+        self,
+        s: State,
+        *,
+        position: list[Any] = ZERO_RANGES,
+        yaw: tuple[float, float] = (0.0, 0.0),
+        velocity: list[Any] = ZERO_RANGES,
+    ):
+        if not s.robot.floating:
+            raise UserError("the robot's base is fixed; only a floating base can be placed")
+        if len(position) != 3 or len(velocity) not in (3, 6) or any(len(r) != 2 for r in (*position, *velocity)):
+            raise UserError("position takes three ranges [low, high], velocity three or six")
+        self.yaw = (float(yaw[0]), float(yaw[1]))
+        self.position = torch.tensor(position, dtype=torch.float32, device=s.device)  # [3, 2]
+        self.velocity = torch.tensor(velocity, dtype=torch.float32, device=s.device)  # [3 or 6, 2]
+
+    def __call__(self, s: State, mask: Tensor) -> None:
+        q, v = s.robot.free_qpos, s.robot.free_qvel
+        qpos, qvel = s.read("qpos").clone(), s.read("qvel").clone()
+        qpos[:, q : q + 3] += s.uniform(3, *self.position.unbind(1))
+        half = s.uniform(1, *self.yaw)[:, 0] / 2.0
+        zero = torch.zeros_like(half)
+        turn = torch.stack((half.cos(), zero, zero, half.sin()), dim=1)
+        qpos[:, q + 3 : q + 7] = multiply(turn, qpos[:, q + 3 : q + 7])
+        n = len(self.velocity)
+        qvel[:, v : v + n] = s.uniform(n, *self.velocity.unbind(1))
+        s.write("qpos", qpos, mask)
+        s.write("qvel", qvel, mask)
+
+
 class push:
     """Add a random velocity to a floating base: uniform in +-velocity, (x, y, z) [m/s] and, if six are given, (roll,
     pitch, yaw) [rad/s] in base axes."""
@@ -55,98 +95,3 @@ class push:
         qvel = s.read("qvel").clone()
         qvel[:, self.span] += s.uniform(len(self.limit), -self.limit, self.limit)
         s.write("qvel", qvel, mask)
-
-
-# Model fields that constants of the model derive from; those follow by mj_setConst.
-DERIVED_FROM = set(
-    "body_mass body_inertia body_ipos body_iquat body_pos body_quat dof_armature qpos0 actuator_gear geom_size".split()
-)
-OPERATIONS = ("set", "add", "scale")
-DISTRIBUTIONS = ("uniform", "log_uniform", "gaussian")
-
-
-class randomize:
-    """Give a field of the model a random value in each world: set, add to, or scale the compiled model's value.
-
-    field: a field of MjModel by MuJoCo's name (body_mass, geom_friction, dof_damping, opt.gravity, ...), or several
-    that take the same draws (body_mass and body_inertia). names: patterns of the bodies, geoms, joints, sites or
-    actuators that the field belongs to. range: low and high, or mean and standard deviation of a gaussian. components:
-    which of a vector's components change (geom_friction: 0 is sliding). shared: one draw for all objects of a world.
-    The compiled value is the base every time, so nothing accumulates over resets.
-    """
-
-    def __init__(
-        self,
-        s: State,
-        *,
-        field: str | list[str],
-        range: list[float],
-        names: list[str] = ALL,
-        operation: str = "scale",
-        distribution: str = "uniform",
-        components: list[int] | None = None,
-        shared: bool = False,
-    ):
-        self.fields = [field] if isinstance(field, str) else list(field)
-        if operation not in OPERATIONS:
-            raise UserError(f"operation: '{operation}' is none of {', '.join(OPERATIONS)}")
-        if distribution not in DISTRIBUTIONS:
-            raise UserError(f"distribution: '{distribution}' is none of {', '.join(DISTRIBUTIONS)}")
-        if len(range) != 2 or (distribution == "log_uniform" and min(range) <= 0.0):
-            raise UserError(f"range: got {list(range)}; two numbers, above 0 for log_uniform")
-        self.operation, self.distribution = operation, distribution
-        self.first, self.second = float(range[0]), float(range[1])
-        self.shared, self.components = shared, components
-        self.index = [_objects(s, name, names) for name in self.fields]
-        self.base = [s.engine.model_field(name).clone() for name in self.fields]
-        counts = {i.shape[0] if isinstance(i, Tensor) else -1 for i in self.index}
-        if len(counts) > 1:
-            raise UserError(f"field: {self.fields} belong to different numbers of objects; give each its own term")
-        self.count = 1 if shared or counts == {-1} else counts.pop()
-
-    def __call__(self, s: State, mask: Tensor) -> None:
-        draw = self._draw(s)
-        for name, base, index in zip(self.fields, self.base, self.index):
-            value = s.engine.model_field(name)
-            old, start = (value, base) if index is None else (value[:, index], base[:, index])
-            d = draw.to(value.dtype)
-            if index is None:
-                d = d.expand(-1, value.shape[1]) if value.ndim > 1 else d[:, 0]
-            d = d.view(*d.shape, *[1] * (start.ndim - d.ndim))
-            new = {"set": d + 0 * start, "add": start + d, "scale": start * d}[self.operation]
-            if self.components is not None:
-                keep = torch.ones(start.shape[-1], dtype=torch.bool, device=start.device)
-                keep[self.components] = False
-                new = torch.where(keep, start, new)
-            new = torch.where(mask.view(-1, *[1] * (new.ndim - 1)), new, old)
-            if index is None:
-                value.copy_(new)
-            else:
-                value[:, index] = new
-        if DERIVED_FROM.intersection(self.fields):
-            s.engine.set_const()
-        s.refresh()
-
-    def _draw(self, s: State) -> Tensor:
-        """[E, count]"""
-        if self.distribution == "gaussian":
-            return s.normal(self.count, self.first, self.second)
-        if self.distribution == "log_uniform":
-            return torch.exp(s.uniform(self.count, math.log(self.first), math.log(self.second)))
-        return s.uniform(self.count, self.first, self.second)
-
-
-def _objects(s: State, field: str, names: list[str]) -> Tensor | None:
-    """Indices, along the field's first axis, of the objects whose names match; None for a field of the whole model."""
-    model, kind = s.engine.model, field.partition("_")[0]
-    if kind == "dof":
-        all_names = [model.joint(model.dof_jntid[d]).name for d in range(model.nv)]
-    elif kind in ("body", "geom", "site", "actuator", "jnt"):
-        one = getattr(model, "joint" if kind == "jnt" else kind)
-        all_names = [
-            one(i).name for i in range(getattr(model, {"jnt": "njnt", "actuator": "nu"}.get(kind, f"n{kind}")))
-        ]
-    else:
-        return None
-    found = match([names] if isinstance(names, str) else list(names), all_names, f"names (of {field})")
-    return torch.tensor(found, dtype=torch.long, device=s.device)

@@ -1,13 +1,81 @@
-"""Metrics: functions of State that return [E], averaged over each episode; `isaacrl eval` reports them."""
+"""Metrics: functions of State that return [E], averaged over each episode, or with `reduce: last`
+the value of its last step; `isaacrl eval` reports them."""
 
 import torch
 from torch import Tensor
 
 from isaacrl.state import State
-from isaacrl.terms import ALL, Joints
+from isaacrl.terms import ALL, Joints, Sites, Term
+from isaacrl.terms.measures import reach_angle, reach_distance
+from isaacrl.terms.rewards import progress
 
 
 def joint_pos_within(s: State, *, joints: Joints = ALL, limit: float) -> Tensor:
     """1 while every joint is within limit of 0, angles taken modulo a turn [rad], [E]."""
     angle = torch.remainder(s.joint_pos[:, joints] + torch.pi, 2 * torch.pi) - torch.pi
     return (angle.abs() <= limit).all(dim=1).float()
+
+
+class forward_speed(progress):
+    """Speed along a horizontal direction of the world, by where the base moved [m/s], [E]."""
+
+    def __init__(self, s: State, *, direction: tuple[float, float] = (1.0, 0.0)):
+        super().__init__(s, direction=direction)
+
+
+def lin_vel_error(s: State, *, command: str = "velocity") -> Tensor:
+    """Distance of the planar velocity from the commanded one, base axes [m/s], [E]."""
+    return torch.linalg.vector_norm(s.command(command)[:, :2] - s.base_lin_vel_b[:, :2], dim=1)
+
+
+def ang_vel_error(s: State, *, command: str = "velocity") -> Tensor:
+    """Distance of the yaw rate from the commanded one [rad/s], [E]."""
+    return (s.command(command)[:, 2] - s.base_ang_vel_b[:, 2]).abs()
+
+
+def contact_share(s: State, *, sensor: str = "feet") -> Tensor:
+    """Share of the sensor's bodies that touch, [E]."""
+    return s.contact(sensor).in_contact.float().mean(dim=1)
+
+
+class reached(Term):
+    """Share of an episode's targets at which a site has stayed within tolerance long enough, [E]; use `reduce: last`.
+
+    distance [m], angle [rad]: the tolerances; hold_s: for how long without a break [s]. A target counts from the step
+    in which it is commanded.
+    """
+
+    def __init__(self, s: State, *, site: Sites, distance: float, angle: float, hold_s: float, command: str = "pose"):
+        self.site, self.command, self.distance, self.angle = site, command, distance, angle
+        self.needed = max(1, round(hold_s / s.step_dt))
+        self.target: Tensor  # of the step before, [E, 7]
+        self.held: Tensor  # steps within tolerance without a break, [E]
+        self.done: Tensor  # whether the present target was reached, [E]
+        self.successes: Tensor  # targets before the present one that were, [E]
+        self.targets: Tensor  # targets before the present one, [E]
+
+    def init(self, s: State) -> dict[str, Tensor]:
+        # An episode's first target is drawn after this: until then the one of the last step stands, unseen.
+        zero = torch.zeros(s.num_envs, device=s.device)
+        target = torch.full((s.num_envs, 7), torch.nan, device=s.device)
+        return {"target": target, "held": zero, "done": zero, "successes": zero, "targets": zero}
+
+    def advance(self, s: State) -> dict[str, Tensor]:
+        target = s.command(self.command)
+        begun = torch.isfinite(self.target[:, 0])
+        changed = begun & (target != self.target).any(dim=1)
+        near = (reach_distance(s, self.site, self.command) < self.distance) & (
+            reach_angle(s, self.site, self.command) < self.angle
+        )
+        held = torch.where(near, torch.where(changed, 0.0, self.held) + 1.0, 0.0)
+        done = torch.maximum(torch.where(changed, 0.0, self.done), (held >= self.needed).float())
+        return {
+            "target": target,
+            "held": held,
+            "done": done,
+            "successes": self.successes + changed * self.done,
+            "targets": self.targets + changed,
+        }
+
+    def __call__(self, s: State) -> Tensor:
+        return (self.successes + self.done) / (self.targets + 1.0)

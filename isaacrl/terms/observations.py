@@ -1,11 +1,14 @@
 """Observations: functions of State that return [E, n] in SI units. Scale, clip, noise and history are settings of the
 node, applied by the environment."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from isaacrl.state import State
-from isaacrl.terms import ALL, Joints
+from isaacrl.state import State, rotate, rotate_inverse
+from isaacrl.terms import ALL, Joints, Sites
+from isaacrl.terms.measures import reach_rotation
 
 
 def joint_pos(s: State, *, joints: Joints = ALL) -> Tensor:
@@ -61,3 +64,88 @@ def command(s: State, *, name: str) -> Tensor:
 def sensor(s: State, *, name: str) -> Tensor:
     """Reading of a MuJoCo sensor, [E, dim]."""
     return s.sensor(name)
+
+
+def heading(s: State, *, direction: tuple[float, float] = (1.0, 0.0)) -> Tensor:
+    """Cosine and sine of the angle from a horizontal direction of the world to the base's x axis, [E, 2]."""
+    angle = s.heading_w - math.atan2(direction[1], direction[0])
+    return torch.stack((torch.cos(angle), torch.sin(angle)), dim=1)
+
+
+def joint_torque(s: State, *, joints: Joints = ALL) -> Tensor:
+    """Actuator torques at the joints [N m or N], [E, J]."""
+    return s.joint_torque[:, joints]
+
+
+def in_contact(s: State, *, sensor: str = "feet") -> Tensor:
+    """1 for each body of a contact sensor that touches, [E, B]."""
+    return s.contact(sensor).in_contact.float()
+
+
+def contact_force(s: State, *, sensor: str = "feet") -> Tensor:
+    """Contact forces on the sensor's bodies, world axes [N], [E, 3 B]."""
+    return s.contact(sensor).force_w.flatten(1)
+
+
+def air_time(s: State, *, sensor: str = "feet") -> Tensor:
+    """Time since each body of a contact sensor last touched [s], [E, B]."""
+    return s.contact(sensor).air_time
+
+
+def foot_height(s: State, *, sensor: str = "feet") -> Tensor:
+    """Height of the bodies of a contact sensor [m], [E, B]."""
+    return s.contact(sensor).parts.pos_w[..., 2]
+
+
+def imu_ang_vel(s: State, *, sensor: str = "imu") -> Tensor:
+    """Gyroscope reading, IMU axes [rad/s], [E, 3]."""
+    return s.imu(sensor).ang_vel_b
+
+
+def imu_lin_acc(s: State, *, sensor: str = "imu") -> Tensor:
+    """Accelerometer reading, IMU axes [m/s^2], [E, 3]."""
+    return s.imu(sensor).lin_acc_b
+
+
+def imu_projected_gravity(s: State, *, sensor: str = "imu") -> Tensor:
+    """Direction of gravity, IMU axes, [E, 3]."""
+    return s.imu(sensor).projected_gravity_b
+
+
+def gait_clock(s: State, *, period: float, offsets: list[float]) -> Tensor:
+    """Sine and cosine of each foot's phase, time / period + offset turns, [E, 2 F]. period [s]."""
+    phase = 2 * math.pi * (s.episode_time[:, None] / period + s.episode_time.new_tensor(offsets))
+    return torch.cat((torch.sin(phase), torch.cos(phase)), dim=1)
+
+
+def site_pos(s: State, *, site: Sites) -> Tensor:
+    """Position of a site in the frame of the base [m], [E, 3]."""
+    return rotate_inverse(s.base_quat_w, site.pos_w[:, 0] - s.base_pos_w)
+
+
+def site_axes(s: State, *, site: Sites) -> Tensor:
+    """The x and y axes of a site in base axes, [E, 6]: its orientation without a jump anywhere."""
+    axes = site.mat_w[:, 0].unflatten(1, (3, 3))
+    return torch.cat([rotate_inverse(s.base_quat_w, axes[:, :, i]) for i in (0, 1)], dim=1)
+
+
+def target_pos(s: State, *, command: str = "pose") -> Tensor:
+    """Position that a pose command asks for, in the frame of the base [m], [E, 3]."""
+    return s.command(command)[:, :3]
+
+
+def target_axes(s: State, *, command: str = "pose") -> Tensor:
+    """The x and y axes of the pose that a command asks for, in base axes, [E, 6]."""
+    quat = s.command(command)[:, 3:]
+    x, y = quat.new_tensor([1.0, 0.0, 0.0]), quat.new_tensor([0.0, 1.0, 0.0])
+    return torch.cat([rotate(quat, axis.expand(len(quat), 3)) for axis in (x, y)], dim=1)
+
+
+def target_offset(s: State, *, site: Sites, command: str = "pose") -> Tensor:
+    """Way from a site to the commanded position, base axes [m], [E, 3]."""
+    return s.command(command)[:, :3] - rotate_inverse(s.base_quat_w, site.pos_w[:, 0] - s.base_pos_w)
+
+
+def target_rotation(s: State, *, site: Sites, command: str = "pose") -> Tensor:
+    """Turn from a site to the commanded orientation, axis times angle, base axes [rad], [E, 3]."""
+    return reach_rotation(s, site, command)

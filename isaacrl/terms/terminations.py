@@ -20,3 +20,8 @@ def base_height_below(s: State, *, height: float) -> Tensor:
 def tilted(s: State, *, cos: float) -> Tensor:
     """Whether the cosine between the base's z axis and the vertical is below cos, [E]."""
     return -s.projected_gravity_b[:, 2] < cos
+
+
+def contact_above(s: State, *, sensor: str, force: float = 1.0) -> Tensor:
+    """Whether any body of the contact sensor touches with more than force [N], [E]."""
+    return (s.contact(sensor).force > force).any(dim=1)

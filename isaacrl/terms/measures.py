@@ -1,0 +1,34 @@
+"""Quantities that rewards, terminations and metrics share; tasks name the terms that use them."""
+
+import torch
+from torch import Tensor
+
+from isaacrl.state import SiteView, State, multiply, rotate, rotation_vector
+
+STANDING = 0.1  # a velocity command below this, [m/s] and [rad/s] together, asks to stand
+
+
+def is_moving(s: State, command: str | None) -> Tensor:
+    """Whether the velocity command asks for motion, boolean [E]; True everywhere without one."""
+    if command is None:
+        return torch.ones_like(s.terminated)
+    return torch.linalg.vector_norm(s.command(command)[:, :3], dim=1) > STANDING
+
+
+def reach_distance(s: State, site: SiteView, command: str) -> Tensor:
+    """Distance of the first of the sites from the pose command [m], [E]."""
+    target = s.base_pos_w + rotate(s.base_quat_w, s.command(command)[:, :3])
+    return torch.linalg.vector_norm(target - site.pos_w[:, 0], dim=1)
+
+
+def reach_rotation(s: State, site: SiteView, command: str) -> Tensor:
+    """Turn from the first of the sites to the pose command, as axis times angle [rad] in base axes, [E, 3]."""
+    inverse = s.base_quat_w * s.base_quat_w.new_tensor([1.0, -1.0, -1.0, -1.0])
+    now = multiply(inverse, site.quat_w[:, 0])
+    back = now * now.new_tensor([1.0, -1.0, -1.0, -1.0])
+    return rotation_vector(multiply(s.command(command)[:, 3:], back))
+
+
+def reach_angle(s: State, site: SiteView, command: str) -> Tensor:
+    """Angle between the first of the sites and the pose command [rad], in [0, pi], [E]."""
+    return torch.linalg.vector_norm(reach_rotation(s, site, command), dim=1)
