@@ -101,7 +101,9 @@ class Robot:
         self.site_names = [model.site(i).name for i in range(model.nsite)]
         self.joint_units = ["m" if model.jnt_type[j] == 2 else "rad" for j in scalar]
         self.qpos_adr, self.qvel_adr = model.jnt_qposadr[scalar], model.jnt_dofadr[scalar]
-        base_id = match([base], self.body_names, "asset.base")[0] if base else min(1, model.nbody - 1)
+        roots = [int(b) for b, kind in zip(model.jnt_bodyid, model.jnt_type) if kind == 0]  # of free joints
+        default = roots[0] if roots else min(1, model.nbody - 1)
+        base_id = match([base], self.body_names, "asset.base")[0] if base else default
         free = [j for j in range(model.njnt) if model.jnt_type[j] == 0 and model.jnt_bodyid[j] == base_id]
         self.base, self.floating = base_id, bool(free)
         self.free_qpos, self.free_qvel = (model.jnt_qposadr[free[0]], model.jnt_dofadr[free[0]]) if free else (-1, -1)

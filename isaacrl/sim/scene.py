@@ -1,19 +1,14 @@
 """The scene: one robot on its ground, as a MuJoCo model."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import mujoco
 from omegaconf import DictConfig, OmegaConf
 
-from isaacrl.errors import UserError
 from isaacrl.sim.actuators import actuation_of, add_actuators
+from isaacrl.sim.assets import check_complete, compile_spec, limit_efforts, load, settle
 from isaacrl.sim.engine import Actuation
-from isaacrl.suggest import did_you_mean, one_line
-
-BUNDLED = Path(__file__).parent.parent / "assets"
 
 
 @dataclass
@@ -32,32 +27,19 @@ def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpe
 
     Raises: UserError for a missing or malformed model.
     """
-    spec = load(asset.path)
+    robot = load(asset.path, trust=bool(asset.get("trust")), floating=asset.get("floating"))
+    spec = robot.spec
     spec.option.timestep = task.physics_dt
     add_surroundings(spec)
     chosen = add_actuators(spec, OmegaConf.to_container(asset.actuators, resolve=True))
+    limit_efforts(robot, chosen)
     if edit is not None:
         edit(spec)
-    try:
-        model = spec.compile()
-    except (ValueError, RuntimeError, mujoco.FatalError) as e:
-        raise UserError(f"asset.path: '{asset.path}' does not compile: {one_line(e)}") from None
+    model = compile_spec(spec, asset.path)
+    if settle(robot, model, OmegaConf.to_container(asset.get("default_pose") or OmegaConf.create({}), resolve=True)):
+        model = compile_spec(spec, asset.path)
+    check_complete(model, robot)
     return Scene(spec, model, actuation_of(model, chosen))
-
-
-def load(path: str) -> mujoco.MjSpec:
-    """A spec from an MJCF or URDF file: absolute, relative to the working directory, or bundled with isaacrl."""
-    file = next((p for p in (Path(path).expanduser(), BUNDLED / path) if p.is_file()), None)
-    if file is None:
-        bundled = sorted(str(p.relative_to(BUNDLED)) for p in BUNDLED.rglob("*.xml"))
-        raise UserError(
-            f"asset.path: no file '{path}' in {os.getcwd()} or among the bundled models "
-            f"({', '.join(bundled)}){did_you_mean(path, bundled)}"
-        )
-    try:
-        return mujoco.MjSpec.from_file(str(file))
-    except (ValueError, RuntimeError, mujoco.FatalError) as e:
-        raise UserError(f"asset.path: cannot read '{file}': {one_line(e)}") from None
 
 
 def add_surroundings(spec: mujoco.MjSpec) -> None:
@@ -88,7 +70,11 @@ def add_surroundings(spec: mujoco.MjSpec) -> None:
         material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "isaacrl_ground"
         world.add_geom(name="ground", type=shape.mjGEOM_PLANE, size=[0, 0, 0.05], material="isaacrl_ground")
     if not spec.lights:
-        world.add_light(
+        # A directional light shines everywhere, but its shadows lie about its position: it goes with a robot that can.
+        floating = next((b for b in world.bodies if any(j.type == mujoco.mjtJoint.mjJNT_FREE for j in b.joints)), None)
+        (floating or world).add_light(
+            name="isaacrl_light",
+            mode=mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM if floating else mujoco.mjtCamLight.mjCAMLIGHT_FIXED,
             pos=[0, 0, 4],
             dir=[0, 0, -1],  # slanting ones draw specks on an endless plane
             type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,

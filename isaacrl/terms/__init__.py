@@ -170,7 +170,8 @@ def bind(family: str, table: Mapping[str, Any], s: State, key: str) -> list[Boun
 def add_sensors(spec: mujoco.MjSpec, table: Mapping[str, Any], base: str | None) -> None:
     """Add the MuJoCo sensors of a `task.sensors` table to a scene that is not compiled yet."""
     bodies = [b.name for b in spec.bodies if b.name != "world"]
-    root = bodies[match([base], bodies, "asset.base")[0]] if base else bodies[0] if bodies else "world"
+    free = [b.name for b in spec.bodies if any(j.type == mujoco.mjtJoint.mjJNT_FREE for j in b.joints)]
+    root = bodies[match([base], bodies, "asset.base")[0]] if base else [*free, *bodies, "world"][0]
     for name, node in table.items():
         node = dict(node or {})
         kind = find("sensors", node.pop("fn", name), f"task.sensors.{name}")
