@@ -11,6 +11,7 @@ import importlib
 import itertools
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -23,8 +24,11 @@ from typing import Any
 import numpy as np
 
 from isaacrl.errors import UserError
+from isaacrl.suggest import did_you_mean, listing
 
-CAMERA_KEYS = ("lookat", "distance", "azimuth", "elevation")
+CAMERA_KEYS = ("lookat", "distance", "azimuth", "elevation", "track")
+SMOOTH = 10  # frames before and after that a following camera averages over: most of a stride at 30 frames a second
+JUMP = 0.5  # a body that moves farther between two frames was put somewhere else [m]: the camera jumps with it
 GAP = 2  # pixels between the worlds of one picture
 GAP_COLOR = 0.2
 
@@ -45,6 +49,9 @@ def render_frames(
         model: the `mujoco.MjModel`. mujoco-warp's renderer needs at least one camera in it, and moves the first one.
         qpos: joint positions, [T, E, nq]. Worlds with a non-finite position are drawn in the model's default pose.
         camera: `lookat` [m], `distance` [m], `azimuth` and `elevation` [deg]; what is missing, the model decides.
+            `track` names the body (a pattern: the first that matches) that each world's camera follows in x and y,
+            smoothly; `lookat` then counts from it in x and y, and z stays a height above the ground. Without it the
+            camera follows a robot that can go anywhere, and null stands still.
         width, height: size of the whole picture [pixels].
         mocap: positions [T, E, nmocap, 3] [m] and quaternions [T, E, nmocap, 4] of mocap bodies.
         renderer: `gl` or `warp`; default: what `backend` finds.
@@ -58,7 +65,7 @@ def render_frames(
     name, _ = backend(renderer)
     view = _view(model, camera or {})
     tiles = _tiles(qpos.shape[1], width, height)
-    poses = _poses(model, qpos, mocap)
+    poses = zip(_poses(model, qpos, mocap), _lookats(model, qpos, mocap, camera or {}, view), strict=True)
     if name == "warp":
         return _warp_frames(model, poses, view, tiles, width, height)
     return _gl_frames(name, model, poses, view, tiles, width, height)
@@ -185,9 +192,9 @@ def _draw_something(name: str) -> None:
     import mujoco
 
     model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='.1' rgba='1 1 1 1'/></worldbody></mujoco>")
-    frame = next(
-        _gl_frames(name, model, _poses(model, np.zeros((1, 1, 0)), None), _view(model, {}), [(0, 0, 32, 32)], 32, 32)
-    )
+    view = _view(model, {})
+    poses = zip(_poses(model, np.zeros((1, 1, 0)), None), view.lookat.reshape(1, 1, 3))
+    frame = next(_gl_frames(name, model, poses, view, [(0, 0, 32, 32)], 32, 32))
     if frame.max() == 0:
         raise RuntimeError("it draws nothing")
 
@@ -206,6 +213,8 @@ def _view(model: Any, camera: dict[str, Any]) -> Any:
     for key, value in camera.items():
         if key not in CAMERA_KEYS:
             raise UserError(f"task.camera.{key}: unknown key. A camera has {', '.join(CAMERA_KEYS)}.")
+        if key == "track":
+            continue
         try:
             setattr(view, key, np.asarray(value, np.float64) if key == "lookat" else float(value))
         except (TypeError, ValueError) as error:
@@ -244,6 +253,53 @@ def _poses(model: Any, qpos: np.ndarray, mocap: tuple[Any, Any] | None) -> Itera
     return ((world(t, e) for e in range(qpos.shape[1])) for t in range(len(qpos)))
 
 
+def tracked_body(model: Any, camera: dict[str, Any]) -> int | None:
+    """The body that the camera follows: what `track` names, else the first one if nothing bounds its way, else None."""
+    names = [model.body(b).name for b in range(1, model.nbody)]
+    if "track" in camera:
+        pattern = camera["track"]
+        if pattern is None:
+            return None
+        try:
+            found = [i for i, name in enumerate(names, 1) if re.fullmatch(pattern, name)]
+        except re.error as e:
+            raise UserError(f"task.camera.track: '{pattern}' is not a regular expression ({e})") from None
+        if found:
+            return found[0]
+        hint = did_you_mean(pattern, names)
+        raise UserError(f"task.camera.track: '{pattern}' matches no body{hint}; there are: {listing(names)}")
+    import mujoco
+
+    free, slide = mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_SLIDE
+    unbound = model.njnt and (model.jnt_type[0] == free or model.jnt_type[0] == slide and not model.jnt_limited[0])
+    return int(model.jnt_bodyid[0]) if unbound else None
+
+
+def _lookats(model: Any, qpos: np.ndarray, mocap: Any, camera: dict[str, Any], view: Any) -> np.ndarray:
+    """What each world's camera looks at in each frame [m], [T, E, 3]."""
+    steps, num = qpos.shape[:2]
+    out = np.broadcast_to(view.lookat, (steps, num, 3)).copy()
+    body = tracked_body(model, camera)
+    if body is None:
+        return out
+    if "lookat" not in camera:
+        out[..., :2] = 0  # the model's own view is centred on where the robot starts
+    where = np.array([[data.xpos[body, :2].copy() for data in worlds] for worlds in _poses(model, qpos, mocap)])
+    for e in range(num):
+        jumps = np.flatnonzero(np.linalg.norm(np.diff(where[:, e], axis=0), axis=1) > JUMP) + 1
+        for part in np.split(np.arange(steps), jumps):
+            out[part, e, :2] += _smooth(where[part, e])
+    return out
+
+
+def _smooth(path: np.ndarray) -> np.ndarray:
+    """Mean over up to SMOOTH frames on both sides, [T, 2]; as many on either, so that a steady motion has no lag."""
+    steps = np.arange(len(path))
+    half = np.minimum(np.minimum(steps, steps[::-1]), SMOOTH)
+    sums = np.concatenate([np.zeros((1, path.shape[1])), np.cumsum(path, axis=0)])
+    return (sums[steps + half + 1] - sums[steps - half]) / (2 * half + 1)[:, None]
+
+
 def _one_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
@@ -254,7 +310,7 @@ def _one_line(error: BaseException) -> str:
 def _gl_frames(
     name: str,
     model: Any,
-    poses: Iterable[Iterable[Any]],
+    poses: Iterable[tuple[Iterable[Any], np.ndarray]],
     view: Any,
     tiles: list[tuple[int, int, int, int]],
     width: int,
@@ -277,10 +333,12 @@ def _gl_frames(
         scene, option = mujoco.MjvScene(model, maxgeom=max(2000, 2 * model.ngeom)), mujoco.MjvOption()
         pixels = np.empty((2 * height, 2 * width, 3), np.uint8)
         whole = mujoco.MjrRect(0, 0, 2 * width, 2 * height)
-        for worlds in poses:
+        for worlds, lookats in poses:
             gl.make_current()
             mujoco.mjr_rectangle(whole, GAP_COLOR, GAP_COLOR, GAP_COLOR, 1)
-            for data, (left, top, w, h) in zip(worlds, tiles, strict=True):
+            for data, lookat, (left, top, w, h) in zip(worlds, lookats, tiles, strict=True):
+                view.lookat = lookat
+                mujoco.mjv_updateCamera(model, data, view, scene)  # the scene centres endless planes on the camera
                 mujoco.mjv_updateScene(model, data, option, None, view, mujoco.mjtCatBit.mjCAT_ALL.value, scene)
                 viewport = (2 * x for x in (left, height - top - h, w, h))  # OpenGL counts rows from below
                 mujoco.mjr_render(mujoco.MjrRect(*viewport), scene, context)
@@ -308,7 +366,7 @@ def _halve(pixels: np.ndarray) -> np.ndarray:
 
 def _warp_frames(
     model: Any,
-    poses: Iterable[Iterable[Any]],
+    poses: Iterable[tuple[Iterable[Any], np.ndarray]],
     view: Any,
     tiles: list[tuple[int, int, int, int]],
     width: int,
@@ -343,10 +401,11 @@ def _warp_frames(
     )
     drawn = ("geom_xpos", "geom_xmat", "light_xpos", "light_xdir", "flexvert_xpos")
     cam_xpos, cam_xmat = np.zeros((num, model.ncam, 3)), np.zeros((num, model.ncam, 3, 3))
-    cam_xpos[:, 0], cam_xmat[:, 0] = _camera_pose(view)
+    backward, cam_xmat[:, 0] = _camera_pose(view)
     rgb = wp.zeros((num, h, w), dtype=wp.vec3)
     picture = np.full((height, width, 3), round(255 * GAP_COLOR), np.uint8)
-    for worlds in poses:
+    for worlds, lookats in poses:
+        cam_xpos[:, 0] = lookats + backward
         pose = [[getattr(data, field).copy() for field in drawn] for data in worlds]
         for field, values in zip(drawn, zip(*pose, strict=True), strict=True):
             array = getattr(d, field)
@@ -364,10 +423,10 @@ def _warp_frames(
 
 
 def _camera_pose(view: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Position [3] and orientation [3, 3] (columns: right, up, backward) of a free camera."""
+    """Of a free camera: position [3] from what it looks at, orientation [3, 3] (columns: right, up, backward)."""
     azimuth, elevation = math.radians(view.azimuth), math.radians(view.elevation)
     forward = np.array(
         [math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)]
     )
     right = np.array([math.sin(azimuth), -math.cos(azimuth), 0.0])
-    return view.lookat - view.distance * forward, np.stack([right, np.cross(right, forward), -forward], axis=1)
+    return -view.distance * forward, np.stack([right, np.cross(right, forward), -forward], axis=1)

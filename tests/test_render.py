@@ -10,6 +10,7 @@ import pytest
 import isaacrl
 from isaacrl import render
 from isaacrl.errors import UserError
+from isaacrl.sim.scene import add_surroundings
 
 # A red ball that slides along x and a blue one fixed above the origin; no light but the camera's, to know the colours.
 BALLS = """
@@ -18,14 +19,16 @@ BALLS = """
   <worldbody>
     <camera name="any" pos="0 0 5"/>
     <geom size=".3" pos="0 0 1" rgba="0 0 1 1" contype="0" conaffinity="0"/>
-    <body>
+    <body name="ball">
       <joint type="slide" axis="1 0 0"/>
       <geom size=".3" rgba="1 0 0 1" mass="1" contype="0" conaffinity="0"/>
     </body>
     <body mocap="true" pos="0 0 -9"><geom size=".3" rgba="0 1 0 1" contype="0" conaffinity="0"/></body>
   </worldbody>
 </mujoco>"""
-CAMERA = {"lookat": [0, 0, 0], "distance": 4, "azimuth": 90, "elevation": 0}  # +x is right, +z is up
+CAMERA = {"lookat": [0, 0, 0], "distance": 4, "azimuth": 90, "elevation": 0, "track": None}  # +x is right, +z is up
+HALF_HEIGHT = 4 * np.tan(np.radians(22.5))  # of what such a picture shows at the balls [m]
+HOPPER = Path(__file__).parent / "models" / "hopper.xml"
 
 
 def has_gl():
@@ -62,10 +65,9 @@ def test_pictures_are_upright_and_have_the_right_colours(balls, renderer):
     before = balls.vis.global_.offwidth, balls.vis.quality.offsamples, balls.cam_fovy.copy()
     left, right = draw(balls, [[[-1.0]], [[1.0]]], renderer)
     assert left.shape == (64, 96, 3) and left.dtype == np.uint8
-    half_height = 4 * np.tan(np.radians(22.5))  # of what the picture shows at the balls
     for image, x in ((left, -1.0), (right, 1.0)):
-        assert where(image, 0) == pytest.approx([0.5, 0.5 + 0.5 * x / half_height / 1.5], abs=0.03)
-        assert where(image, 2) == pytest.approx([0.5 - 0.5 / half_height, 0.5], abs=0.03)
+        assert where(image, 0) == pytest.approx([0.5, 0.5 + 0.5 * x / HALF_HEIGHT / 1.5], abs=0.03)
+        assert where(image, 2) == pytest.approx([0.5 - 0.5 / HALF_HEIGHT, 0.5], abs=0.03)
     assert (balls.vis.global_.offwidth, balls.vis.quality.offsamples) == before[:2]  # the caller's model is left alone
     assert (balls.cam_fovy == before[2]).all()
 
@@ -86,6 +88,52 @@ def test_mocap_bodies_follow_and_broken_worlds_are_drawn_at_rest(balls, renderer
     (image,) = draw(balls, [[[np.nan]]], renderer, mocap=mocap)
     assert where(image, 1)[0] > 0.7
     assert where(image, 0) == pytest.approx([0.5, 0.5], abs=0.03)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_the_camera_follows_each_world_and_jumps_with_it(balls, renderer):
+    """At a steady 0.1 m a frame the ball stays where `lookat` puts it; after a reset it does so at once."""
+    path = np.concatenate([np.arange(15) * 0.1, -4 + np.arange(15) * 0.1])
+    qpos = np.stack([path, -path], axis=1)[..., None]
+    frames = draw(balls, qpos, renderer, 130, 64, camera=CAMERA | {"lookat": [0.5, 0, 0], "track": "ball"})
+    tiles = render._tiles(2, 130, 64)
+    for image in (frames[0], frames[10], frames[14], frames[15], frames[29]):
+        for x, y, w, h in tiles:
+            row, column = where(image[y : y + h, x : x + w], 0)
+            assert (row, column) == pytest.approx((0.5, 0.5 - 0.25 / HALF_HEIGHT / (w / h)), abs=0.03)
+    (still,) = draw(balls, qpos[14:15, :1], renderer, 64, 64, camera=CAMERA)  # standing still it leaves the middle
+    assert where(still, 0)[1] > 0.9
+
+
+def test_the_camera_smooths_steps_but_not_the_way():
+    stride = 0.05 * np.sin(2 * np.pi * np.arange(100) / 15)
+    way = np.stack([np.arange(100) * 0.1 + stride, stride], axis=1)
+    seen = render._smooth(way)[10:-10]
+    assert np.abs(seen[:, 1]).max() < 0.015
+    assert np.abs(seen[:, 0] - np.arange(10, 90) * 0.1).max() < 0.015
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_far_from_the_origin_a_robot_looks_the_same(renderer):
+    """Ground, light and shadow go with a floating robot, and the camera by itself. Whole checks away: same texture."""
+    spec = mujoco.MjSpec.from_file(str(HOPPER))
+    add_surroundings(spec)
+    model = spec.compile()
+    qpos = np.tile(model.qpos0, (2, 1, 1))
+    qpos[1, 0, :2] = 50, -30
+    near, far = (f.astype(int) for f in draw(model, qpos, renderer, 160, 120, camera={}))
+    assert np.abs(near - far).mean() < 1.5  # of 255
+    assert near.std() > 25  # and there is something to see
+
+
+def test_what_the_camera_follows_by_itself(balls):
+    fixed = mujoco.MjModel.from_xml_path(str(Path(isaacrl.__file__).parent / "assets" / "cartpole.xml"))
+    hopper = mujoco.MjModel.from_xml_path(str(HOPPER))
+    assert render.tracked_body(fixed, {}) is None
+    assert render.tracked_body(hopper, {}) == hopper.body("base").id
+    assert render.tracked_body(hopper, {"track": "shin.*"}) == hopper.body("shin1").id
+    assert render.tracked_body(balls, {}) == balls.body("ball").id  # nothing bounds its way
+    assert render.tracked_body(hopper, {"track": None}) is None
 
 
 @pytest.mark.skipif("not has_gl()", reason="no OpenGL")
@@ -136,6 +184,8 @@ def test_a_broken_opengl_is_a_line_of_text():
         ({"zoom": 2}, "task.camera.zoom: unknown key.*lookat"),
         ({"distance": "far"}, "task.camera.distance=far: expected a number"),
         ({"lookat": [1, 2]}, "task.camera.lookat=.*three numbers"),
+        ({"track": "bal"}, "task.camera.track: 'bal' matches no body; did you mean ball"),
+        ({"track": "*"}, "task.camera.track: '\\*' is not a regular expression"),
     ],
 )
 def test_a_wrong_camera_is_the_users_error(balls, camera, message):
