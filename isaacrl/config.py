@@ -256,6 +256,10 @@ def load_stored(
             )
         cli.apply(cfg, o)
     _resolve(cfg)
+    if not training:  # a schedule counts from the start of a run, and these look at its end
+        for node in [*cfg.task.events.values(), *cfg.randomization.values()]:
+            if isinstance(node, DictConfig) and "schedule" in node:
+                node.schedule = None
     check(cfg, training=training)
     return cfg
 

@@ -123,6 +123,11 @@ class Env:
         self.events = events = bind("events", table["events"], s, "task.events") + bind(
             "events", randomization, s, "randomization"
         )
+        for e in events:
+            if e.key.startswith("randomization."):
+                e.stream = e.key  # an event of the task may have the same name
+            if getattr(e.fn, "interval_only", False) and e.settings.get("when") != "interval":
+                raise UserError(f"{e.key}.when: a {type(e.fn).__name__} strikes at times; give it when: interval")
         if s.left_out:
             print(f"left out: {'; '.join(f'{k} ({why})' for k, why in s.left_out.items())}", file=sys.stderr)
         self.reset_events = [e for e in events if e.settings.get("when", "reset") == "reset"]

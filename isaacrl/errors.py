@@ -14,3 +14,7 @@ class KeyedError(UserError):
     def __init__(self, key: str, message: str):
         super().__init__(f"{key}: {message}")
         self.key = key
+
+
+class Absent(UserError):
+    """The robot has nothing of the kind that a term acts on; an entry marked `optional: true` is then left out."""

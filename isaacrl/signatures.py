@@ -16,6 +16,7 @@ from isaacrl.errors import KeyedError, UserError
 from isaacrl.suggest import did_you_mean, listing
 
 TERMS = Path(__file__).parent / "terms"
+ALSO_IN = {"events": ("randomization",)}  # further files whose terms a family's module imports
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def read(path: Path) -> dict[str, Signature]:
 
 
 def builtin_terms(family: str) -> dict[str, Signature]:
-    """The terms of a family, in the order of its file."""
-    return {name: s for name, s in read(TERMS / f"{family}.py").items() if s.is_term}
+    """The terms of a family, in the order of its files."""
+    files = (family, *ALSO_IN.get(family, ()))
+    return {name: s for f in files for name, s in read(TERMS / f"{f}.py").items() if s.is_term}
 
 
 def user_term(target: str, key: str) -> Signature | None:

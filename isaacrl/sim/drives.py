@@ -42,15 +42,10 @@ def gains(model: mujoco.MjModel, actuation: Actuation) -> dict[str, np.ndarray]:
     }
 
 
-def position_gear(model: mujoco.MjModel, actuation: Actuation) -> np.ndarray:
-    """What one unit of joint position is in the target of each actuator, [nu]; 0 for targets that are no positions."""
-    return np.where(actuation.law == PD, 1.0, np.where(servos(model)[0], model.actuator_gear[:, 0], 0.0))
-
-
 class Drives:
     """The randomized fields of an engine's actuators, and how they reach MuJoCo.
 
-    values: field -> live tensor [E, nu]. needs: the model fields that must have one value a world; `write` derives them.
+    values: field -> live tensor [E, nu]. needs: model fields that must have one value a world, derived by `write`.
     Raises: ValueError for an unknown field, or where needs are randomized themselves.
     """
 
@@ -66,7 +61,9 @@ class Drives:
         names = [n for n in randomized if n.startswith("actuation.")]
         for name in names:
             if name not in FIELDS:
-                raise ValueError(f"'{name}' is no field of the actuators{did_you_mean(name, FIELDS)}; {', '.join(FIELDS)}")
+                raise ValueError(
+                    f"'{name}' is no field of the actuators{did_you_mean(name, FIELDS)}; {', '.join(FIELDS)}"
+                )
 
         def tensor(x: np.ndarray, kind: torch.dtype = dtype) -> Tensor:
             return torch.as_tensor(np.ascontiguousarray(x), dtype=kind, device=device)
@@ -105,4 +102,3 @@ class Drives:
             gain[..., :3] *= strength
             bias[..., :3] *= strength
             field("actuator_forcerange").copy_(self.force * strength)
-
