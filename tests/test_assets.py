@@ -50,8 +50,3 @@ def test_cartpole_leaves_actuation_and_contact_to_the_configuration():
     assert model.nu == 0 and not model.geom_contype.any() and not model.geom_conaffinity.any()
     assert [model.joint(i).name for i in range(model.njnt)] == ["slider", "hinge"]
     assert model.body("cart").mass == pytest.approx(1.0) and model.body("pole").mass == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize("path", sorted(ASSETS.glob("*.xml")), ids=lambda path: path.stem)
-def test_every_robot_can_be_drawn_without_opengl(path):
-    assert mujoco.MjModel.from_xml_path(str(path)).ncam > 0
