@@ -1,7 +1,8 @@
 """`isaacrl export`: a policy as ONNX, from the raw observation to the joint command, with a JSON contract.
 
-Normalizer, scales, offsets and clips are inside the network file. Nothing is written unless onnxruntime gives the same
-joint targets as the environment did, over a recorded rollout with resets in it.
+Normalizer, scales, offsets, clips and the targets' low-pass are inside the network file; docs/export.md runs one.
+Nothing is written unless onnxruntime gives the same joint targets as the environment did, over a recorded rollout with
+resets in it.
 """
 
 import copy
@@ -18,10 +19,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from isaacrl import __version__, algos
+from isaacrl import algos
+from isaacrl.contract import describe
 from isaacrl.env import Env, Task
 from isaacrl.errors import UserError
 from isaacrl.runs import write_atomic
+from isaacrl.terms.actions import Affine
 
 TOLERANCE = 1e-5  # largest allowed error of a joint target, in its unit; divided by its scale where that is above 1:
 # float32 itself rounds a force of 100 N to 8e-6 N
@@ -45,7 +48,11 @@ def export(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
 
 
 class Deployed(nn.Module):
-    """Raw observation [N, D] -> (joint targets [N, nu], action [N, A])."""
+    """Raw observation [N, D] -> (joint targets [N, n], action [N, A]), of n joints in the order of their actuators.
+
+    `extra_inputs` names what else it takes, [N, n] each: joint_pos where a target is relative to the measured position,
+    last_target (its own last output) where targets are smoothed.
+    """
 
     def __init__(self, env: Env, policy: nn.Module):
         super().__init__()
@@ -63,18 +70,29 @@ class Deployed(nn.Module):
         for name in ("action_clip", "scale", "offset", "low", "high"):
             table[name] = torch.cat([getattr(m, name).cpu() for m in maps])[order]
         self.order, self.columns = order, columns[order]
+        terms = [m for m in maps for _ in m.actuators]
+        self.terms = [terms[i] for i in order.tolist()]  # the action term of each joint target
+        self.extra_inputs = ["joint_pos"] if any(m.relative for m in maps) else []
+        self.extra_inputs += ["last_target"] if any(m.low_pass_hz for m in maps) else []
+        blend = [1.0 if m.blend is None else m.blend for m in self.terms]
+        table |= {"blend": torch.tensor(blend), "keep": torch.tensor([1.0 - b for b in blend])}
+        self.register_buffer("relative", torch.tensor([m.relative for m in self.terms]))
         self.clip_obs = bool(torch.isfinite(table["obs_low"]).any() or torch.isfinite(table["obs_high"]).any())
         for name, value in table.items():
             # Infinite bounds become the largest float: not every runtime takes infinities as constants.
             self.register_buffer(name, torch.nan_to_num(value.detach().cpu().clone()))
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, obs: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
+        extra = dict(zip(self.extra_inputs, more))
         if self.clip_obs:
             obs = torch.minimum(torch.maximum(obs, self.obs_low), self.obs_high)
         action = self.policy(obs * self.obs_scale)
         ordered = action.index_select(1, self.order)
         bounded = torch.minimum(torch.maximum(ordered, -self.action_clip), self.action_clip)
-        target = torch.minimum(torch.maximum(self.offset + self.scale * bounded, self.low), self.high)
+        offset = torch.where(self.relative, extra["joint_pos"], self.offset) if "joint_pos" in extra else self.offset
+        target = torch.minimum(torch.maximum(offset + self.scale * bounded, self.low), self.high)
+        if "last_target" in extra:
+            target = self.blend * target + self.keep * extra["last_target"]
         return target, action
 
 
@@ -92,17 +110,20 @@ def export_policy(
             "export: this task computes its targets in code (pre_physics_step); "
             "only tasks with an `actions` table can be exported"
         )
+    for term in env.task.actions:
+        if not isinstance(term.fn, Affine):
+            raise UserError(f"export: {term.key} is not one of isaacrl's action terms; only those can be exported")
     module = Deployed(env, copy.deepcopy(algo.policy).cpu()).eval()
-    raw, target, resets = _record(env, algo, steps)
-    model = _to_onnx(module, raw[:2])
-    contract = _contract(env, cfg, module, checkpoint)
-    absolute, error = _parity(model, raw, target[:, module.columns], module.scale)
+    fed, target, resets = _record(env, algo, steps, module)
+    model = _to_onnx(module, fed)
+    contract = describe(env, cfg, module, checkpoint)
+    absolute, error = _parity(model, fed, target, module.scale)
     contract["parity"] = {
         "max_abs_error": absolute,
         "max_error": error,
         "tolerance": TOLERANCE,
         "rule": "max_error: absolute, in the target's unit; divided by the joint's scale where that is above 1",
-        "samples": len(raw),
+        "samples": len(target),
         "resets": resets,
         "onnxruntime": version("onnxruntime"),
     }
@@ -122,37 +143,52 @@ def export_policy(
 
 
 @torch.no_grad()
-def _record(env: Env, algo: Any, steps: int) -> tuple[Tensor, Tensor, int]:
-    """(raw observations [n, D], targets given to the actuators [n, nu], resets) of a rollout with resets in it."""
-    worlds = min(env.num_envs, MAX_WORLDS)
+def _record(env: Env, algo: Any, steps: int, module: Deployed) -> tuple[dict[str, Tensor], Tensor, int]:
+    """A rollout with resets in it: (what a robot would feed each input with, joint targets [N, n], resets)."""
+    worlds, s = min(env.num_envs, MAX_WORLDS), env.state
     group = next((g for g in env.groups if g.name == "policy"), None)
+
+    def joints(values: list[Tensor]) -> Tensor:
+        return torch.cat(values, dim=1)[:worlds].cpu()[:, module.order]
+
+    def start() -> Tensor:
+        return joints([t.fn.start(s) for t in env.task.actions])
+
+    rows: dict[str, list[Tensor]] = {"obs": [], "joint_pos": [], "last_target": []}
+    targets = []
     env.reset()
-    raws, targets, resets = [], [], 0
+    last, resets = start(), 0
     for t in range(steps):
         if t == steps // 2:  # a good policy may not fail by itself
             env.reset()
-            resets += worlds
+            last, resets = start(), resets + worlds
         raw = group.raw if group else env.obs["policy"]
-        raws.append(raw[:worlds].cpu().clone())
-        _, _, terminated, truncated, info = env.step(algo.act(env.obs["policy"]))
-        targets.append(info["target"][:worlds].cpu().clone())
-        resets += int((terminated | truncated)[:worlds].sum())
-    return torch.cat(raws), torch.cat(targets), resets
+        rows["obs"].append(raw[:worlds].cpu().clone())
+        rows["joint_pos"].append(joints([t.fn.measured(s) for t in env.task.actions]))
+        rows["last_target"].append(last)
+        _, _, terminated, truncated, _ = env.step(algo.act(env.obs["policy"]))
+        targets.append(joints([t.fn.target for t in env.task.actions]))
+        done = (terminated | truncated)[:worlds].cpu()
+        last = torch.where(done[:, None], start(), targets[-1])
+        resets += int(done.sum())
+    fed = {name: torch.cat(rows[name]) for name in ["obs", *module.extra_inputs]}
+    return fed, torch.cat(targets), resets
 
 
-def _to_onnx(module: nn.Module, example: Tensor) -> bytes:
+def _to_onnx(module: Deployed, fed: dict[str, Tensor]) -> bytes:
     file = io.BytesIO()
+    names = [*fed, "joint_target", "action"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracing exporter is deprecated; the new one takes 70 times as long
         torch.onnx.export(
             module,
-            (example,),
+            tuple(value[:2] for value in fed.values()),
             file,
             dynamo=False,
             opset_version=17,
-            input_names=["obs"],
-            output_names=["joint_target", "action"],
-            dynamic_axes={"obs": {0: "batch"}, "joint_target": {0: "batch"}, "action": {0: "batch"}},
+            input_names=names[:-2],
+            output_names=names[-2:],
+            dynamic_axes={name: {0: "batch"} for name in names},
         )
     return file.getvalue()
 
@@ -167,92 +203,11 @@ def _with_metadata(model: bytes, contract: dict[str, Any]) -> bytes:
     return proto.SerializeToString()
 
 
-def _parity(model: bytes, raw: Tensor, target: Tensor, scale: Tensor) -> tuple[float, float]:
+def _parity(model: bytes, fed: dict[str, Tensor], target: Tensor, scale: Tensor) -> tuple[float, float]:
     """Largest error of onnxruntime's joint targets against the recorded ones: absolute, and by TOLERANCE's rule."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    ours = session.run(["joint_target"], {"obs": raw.numpy().astype(np.float32)})[0]
+    ours = session.run(["joint_target"], {k: v.numpy().astype(np.float32) for k, v in fed.items()})[0]
     error = np.abs(ours - target.numpy())
     return float(error.max()), float((error / np.maximum(1.0, np.abs(scale.numpy()))).max())
-
-
-def _contract(env: Env, cfg: DictConfig, module: Deployed, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
-    """Everything that code on a robot must know to use the policy. JSON: no infinities; None means unbounded."""
-    model, s = env.engine.model, env.state
-    group = next((g for g in env.groups if g.name == "policy"), None)
-    actuation = env.engine.actuation
-    kinds = {a: t.settings.get("fn", t.name) for t in env.task.actions for a in t.fn.actuators}
-    unit = dict(zip(s.robot.joint_names, s.robot.joint_units))
-
-    def bound(x: float) -> float | None:
-        return float(x) if abs(float(x)) < 1e30 else None
-
-    joints = []
-    for i, a in enumerate(module.columns.tolist()):
-        name = s.robot.joint_names[s.robot.driven_joints[a]]
-        length = unit[name]
-        kind = kinds[a]
-        units = {"effort": "N" if length == "m" else "N m", "velocity": f"{length}/s"}.get(kind, length)
-        gain, bias = model.actuator_gainprm[a], model.actuator_biasprm[a]
-        explicit = actuation.law[a] == 1
-        joints.append(
-            {
-                "joint": name,
-                "target": kind,
-                "unit": units,
-                "scale": float(module.scale[i]),
-                "offset": float(module.offset[i]),
-                "action_clip": bound(module.action_clip[i]),
-                "limits": [bound(module.low[i]), bound(module.high[i])],
-                "kp": float(actuation.kp[a]) if explicit else float(-bias[1]),
-                "kd": float(actuation.kd[a]) if explicit else float(-bias[2]),
-                "gain": float(gain[0]),
-                "effort_limit": bound(actuation.effort_limit[a])
-                if explicit
-                else (float(model.actuator_forcerange[a, 1]) if model.actuator_forcelimited[a] else None),
-                "delay_s": float(actuation.delay[a]) * cfg.task.physics_dt,
-            }
-        )
-    width = env.obs["policy"].shape[1]
-    terms = (
-        group.contract(s)
-        if group
-        else [
-            {
-                "name": "policy",
-                "size": width,
-                "history": 1,
-                "offset": 0,
-                "components": [],
-                "scale": [1.0] * width,
-                "clip": [None, None],
-            }
-        ]
-    )
-    return {
-        "schema": 1,
-        "isaacrl": __version__,
-        "task": cfg.task.name,
-        "robot": cfg.asset.name,
-        "algo": cfg.algo.name,
-        "checkpoint": checkpoint,
-        "policy_hz": 1.0 / env.step_dt,
-        "physics_dt": cfg.task.physics_dt,
-        "decimation": cfg.task.decimation,
-        "input": {
-            "name": "obs",
-            "dtype": "float32",
-            "shape": [None, width],
-            "terms": terms,
-            "note": "raw SI values; clip, then scale and normalization are inside; history is oldest first",
-        },
-        "output": {"name": "joint_target", "dtype": "float32", "shape": [None, len(joints)], "joints": joints},
-        "action_output": {
-            "name": "action",
-            "shape": [None, env.task.num_actions],
-            "note": "the network's own output: what the observation `last_action` must be given",
-        },
-        "joint_order": list(s.robot.joint_names),
-        "default_pose": dict(zip(s.robot.joint_names, s.robot.default_joint_pos.tolist())),
-    }

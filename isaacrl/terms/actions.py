@@ -24,9 +24,11 @@ class Affine(Term):
 
     scale: one number, or one by joint pattern (the first that matches), in the target's unit a unit of action.
     clip: bound of the action itself, None for none. low_pass_hz: cut-off of a first-order low-pass of the targets, None
-    for none; it starts at the measured positions (position targets) or at zero. relative: the offset is the measured
-    joint position.
+    for none; it starts at the measured positions (position targets) or at zero.
     """
+
+    kind = "effort"  # of the targets: effort, position or velocity
+    relative = False  # whether the offset is the measured joint position
 
     def __init__(
         self,
@@ -36,12 +38,9 @@ class Affine(Term):
         clip: float | None,
         low_pass_hz: float | None,
         offset: Tensor | None = None,
-        *,
-        position: bool = False,
-        relative: bool = False,
     ):
         model, driven = s.engine.model, s.robot.driven_joints
-        self.joints, self.position, self.relative = joints, position, relative
+        self.joints = joints
         ids = torch.arange(len(s.robot.joint_names), device=s.device)[joints].tolist()
         self.names = [s.robot.joint_names[i] for i in ids]
         missing = [s.robot.joint_names[i] for i in ids if i not in driven]
@@ -59,6 +58,7 @@ class Affine(Term):
         self.high = torch.where(limited, ctrlrange[:, 1], torch.inf)  # [n]
         if low_pass_hz is not None and not low_pass_hz > 0:
             raise UserError(f"low_pass_hz: got {low_pass_hz}; give a cut-off frequency > 0 [Hz], or null for none")
+        self.low_pass_hz = low_pass_hz
         # Share of the new target in a step; None without a filter.
         self.blend = None if low_pass_hz is None else 1.0 - math.exp(-2.0 * math.pi * float(low_pass_hz) * s.step_dt)
         self.target: Tensor | None = None  # what __call__ computed last, encoders' coordinates, [E, n]
@@ -66,7 +66,9 @@ class Affine(Term):
 
     def start(self, s: State) -> Tensor:
         """What the low-pass starts from, [E, n]: where the joints are, or no torque or speed."""
-        return self._measured(s) if self.position else torch.zeros(s.num_envs, len(self.names), device=s.device)
+        return (
+            self.measured(s) if self.kind == "position" else torch.zeros(s.num_envs, len(self.names), device=s.device)
+        )
 
     def init(self, s: State) -> dict[str, Tensor]:
         return {} if self.blend is None else {"last_target": self.start(s)}
@@ -76,14 +78,14 @@ class Affine(Term):
 
     def __call__(self, s: State, action: Tensor) -> Tensor:
         bounded = torch.minimum(torch.maximum(action, -self.action_clip), self.action_clip)
-        offset = self._measured(s) if self.relative else self.offset
+        offset = self.measured(s) if self.relative else self.offset
         target = torch.minimum(torch.maximum(offset + self.scale * bounded, self.low), self.high)
         if self.blend is not None:
             target = self.blend * target + (1.0 - self.blend) * self.last_target
         self.target = target
-        return target - s.encoder_bias[:, self.joints] if self.position else target
+        return target - s.encoder_bias[:, self.joints] if self.kind == "position" else target
 
-    def _measured(self, s: State) -> Tensor:
+    def measured(self, s: State) -> Tensor:
         """Joint positions as the encoders read them [rad or m], [E, n]."""
         return s.joint_pos[:, self.joints] + s.encoder_bias[:, self.joints]
 
@@ -109,6 +111,8 @@ class position(Affine):
     scale: 0.5 by default. use_limits: instead, actions of -1 to 1 span the joint's position limits.
     """
 
+    kind = "position"
+
     def __init__(
         self,
         s: State,
@@ -120,7 +124,7 @@ class position(Affine):
         low_pass_hz: float | None = None,
     ):
         offset = s.robot.default_joint_pos[joints]
-        super().__init__(s, joints, 0.5 if scale is None else scale, clip, low_pass_hz, offset, position=True)
+        super().__init__(s, joints, 0.5 if scale is None else scale, clip, low_pass_hz, offset)
         if not use_limits:
             return
         if scale is not None:
@@ -138,6 +142,8 @@ class position(Affine):
 class relative_position(Affine):
     """Position targets about the measured joint positions: measured + scale [rad or m] times the action."""
 
+    kind, relative = "position", True
+
     def __init__(
         self,
         s: State,
@@ -147,11 +153,13 @@ class relative_position(Affine):
         clip: float | None = None,
         low_pass_hz: float | None = None,
     ):
-        super().__init__(s, joints, scale, clip, low_pass_hz, position=True, relative=True)
+        super().__init__(s, joints, scale, clip, low_pass_hz)
 
 
 class velocity(Affine):
     """Velocity targets: scale [rad/s or m/s] times the action."""
+
+    kind = "velocity"
 
     def __init__(
         self,

@@ -15,8 +15,8 @@ from isaacrl.terms import bind
 class Delay:
     """Late sensors: some columns of an observation vector as they were a few policy steps ago.
 
-    `ring` [E, depth, m] holds the last values of the m delayed columns, newest first; `lag` [E, m] is the age of the one
-    that is read. The columns of a term share it; each world draws it at its reset, uniformly over the term's range.
+    `ring` [E, depth, m] holds the last values of the m delayed columns, newest first; `lag` [E, m] is the age of what
+    is read. The columns of a term share it; each world draws it at its reset, uniformly over the term's range.
     """
 
     def __init__(self, stream: str, ranges: list[tuple[int, int]], sizes: list[int], s: State, value: Tensor):
@@ -161,6 +161,7 @@ class ObservationGroup:
             out.append(
                 {
                     "name": term.name,
+                    "fn": term.settings.get("fn", term.name),
                     "description": doc,
                     "size": n,
                     "history": h,
