@@ -75,12 +75,18 @@ def _dispatch(args: list[str]) -> int:
         return 0
     if verb == "train":
         return train(rest)
+    if verb == "check":
+        return check(rest)
     if verb == "help":
         return show_help(rest)
     if verb == "list":
         from isaacrl.listing import show
 
         return show(rest)
+    if verb == "new":
+        from isaacrl.new import new
+
+        return new(rest)
     if verb == "doctor":
         if rest:
             raise UserError(f"doctor: takes no arguments, got '{rest[0]}'")
@@ -147,6 +153,22 @@ def train(args: list[str]) -> int:
     from isaacrl import train as trainer
 
     return _exit_code(trainer.train(cfg))
+
+
+def check(args: list[str]) -> int:
+    """Look at a task before training."""
+    flags, texts = _flags(args)
+    for name in ("multirun", "cfg", "info", "shell_completion"):
+        if getattr(flags, name):
+            raise UserError(f"check: takes no --{name.replace('_', '-')}; that is isaacrl train's")
+    from isaacrl import config
+    from isaacrl.options import CheckOptions
+
+    options, overrides = config.read_options(CheckOptions, texts)
+    cfg = config.compose(overrides, flags.config_dir)
+    from isaacrl.precheck import precheck
+
+    return 1 if precheck(options, cfg)["errors"] else 0
 
 
 def _train_from_run(options: Any, overrides: list[str], flags: Any) -> int:

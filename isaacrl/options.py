@@ -15,6 +15,13 @@ class TrainOptions:
 
 
 @dataclass
+class CheckOptions:
+    """isaacrl check"""
+
+    seconds: float = key(8.0, "time for the two rollouts together [s]; a slow task gets fewer steps", gt=0, le=600)
+
+
+@dataclass
 class RunOptions:
     """What play, eval and export share."""
 
@@ -52,4 +59,20 @@ class ExportOptions(RunOptions):
     steps: int = key(256, "steps of the recorded rollout that the exported policy is checked against", ge=2)
 
 
-OPTIONS: dict[str, type] = {"train": TrainOptions, "play": PlayOptions, "eval": EvalOptions, "export": ExportOptions}
+@dataclass
+class NewOptions:
+    """isaacrl new"""
+
+    path: str | None = key(None, "new asset: the MJCF or URDF file")
+    trust: bool = key(False, "new asset: read files (meshes, includes, ...) outside the model's own folder as well")
+    floating: bool | None = key(None, "new asset: whether the base is free; default: as asset.floating")
+    asset: str | None = key(None, "new task: the robot, an option of the group asset")
+
+
+OPTIONS: dict[str, type] = {
+    "train": TrainOptions,
+    "check": CheckOptions,
+    "play": PlayOptions,
+    "eval": EvalOptions,
+    "export": ExportOptions,
+}

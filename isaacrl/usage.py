@@ -4,9 +4,11 @@ import dataclasses
 
 VERBS = {
     "train": "train a policy, or sweep over settings with -m",
+    "check": "look at a task before training: rewards, observations, start state",
     "play": "watch a trained policy: a video, or live in the browser",
     "eval": "measure a trained policy over fixed-seed episodes",
     "export": "write a trained policy as ONNX with a contract for the robot",
+    "new": "write a commented robot or task file to start from, out of a model file",
     "list": "show tasks, assets (robots) and algos",
     "doctor": "what this machine has and what that means",
     "help": "help on a verb or a configuration key",
@@ -19,6 +21,7 @@ OVERVIEW = (
     + """
 
   isaacrl train task=cartpole                    train; everything lands in outputs/cartpole/<run>
+  isaacrl check task=cartpole                    is the task sound? zero and random actions, before training
   isaacrl train task=cartpole algo.lr=5e-4       change any setting
   isaacrl train -m seed=0,1,2                    a sweep: one run each
   isaacrl eval                                   the newest run: does it solve its task?
@@ -48,11 +51,29 @@ FLAGS = """flags:
   -sc, --shell-completion    eval "$(isaacrl train -sc install=bash)" completes keys and names
 """
 
+CHECK = """usage: isaacrl check [key=value ...]
+
+  isaacrl check task=cartpole                    the settings are those of isaacrl train
+  isaacrl check task=cartpole task.rewards.alive.weight=2 sim.engine=mjwarp
+
+Steps a few worlds under zero and under random actions, and reports each reward term's size and sign, observations,
+ends of episodes, limits reached, contacts against capacity, and a picture of the start state. Exit code 1 where
+something is not finite; warnings do not count.
+"""
+
 RUN_EXAMPLES = {
     "play": "isaacrl play run=latest seconds=5 num_envs=9\n  isaacrl play viewer=browser",
     "eval": "isaacrl eval run=cartpole episodes=1024\n  isaacrl eval sim.engine=mjwarp      another physics engine",
     "export": "isaacrl export run=latest checkpoint=latest",
 }
+
+NEW = """usage: isaacrl new asset NAME path=FILE [key=value ...]
+       isaacrl new task NAME asset=NAME
+
+  isaacrl new asset my_robot path=models/my_robot.urdf
+                                                 conf/asset/my_robot.yaml: joints, pose, feet, gains to start from
+  isaacrl new task my_walk asset=my_robot        conf/task/my_walk.yaml: velocity tracking, or reaching for an arm
+"""
 
 LIST = "usage: isaacrl list [tasks|assets|algos]\n\nFrom the YAML files: isaacrl's, ./conf, and packages'."
 DOCTOR = "usage: isaacrl doctor\n\nSays what this machine has (Python, torch, GPU, Warp, OpenGL) and what that means."
@@ -63,11 +84,15 @@ def of_verb(verb: str) -> str:
     """The help of one verb."""
     if verb in ("list", "doctor", "help"):
         return {"list": LIST, "doctor": DOCTOR, "help": HELP}[verb]
-    from isaacrl.options import OPTIONS
+    from isaacrl.options import OPTIONS, NewOptions
 
+    if verb == "new":
+        return f"{NEW}\nkeys:\n" + "\n".join(_line(f.name, f) for f in dataclasses.fields(NewOptions))
     own = "\n".join(_line(f.name, f) for f in dataclasses.fields(OPTIONS[verb]))
     if verb == "train":
         return f"{TRAIN}\nkeys of stored runs:\n{own}\n\nconfiguration keys:\n{keys()}\n\n{FLAGS}"
+    if verb == "check":
+        return f"{CHECK}\nkeys:\n{own}\n\nAny key of the configuration (isaacrl train --help) may follow."
     return (
         f"usage: isaacrl {verb} [key=value ...]\n\n  {RUN_EXAMPLES[verb]}\n\nkeys:\n{own}\n\n"
         "Any key of the configuration (isaacrl train --help) overrides the run's stored one."

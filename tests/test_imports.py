@@ -14,7 +14,18 @@ LAYERS = [
     {"terms"},
     {"env"},
     {"algos"},
-    {"train", "play", "evaluate", "export", "contract", "doctor", "viewer"},
+    {
+        "train",
+        "play",
+        "evaluate",
+        "export",
+        "precheck",
+        "precheck_probe",
+        "precheck_report",
+        "contract",
+        "doctor",
+        "viewer",
+    },
     {"cli", "sweep", "completion", "__init__", "__main__"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
