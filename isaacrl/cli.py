@@ -77,6 +77,8 @@ def _dispatch(args: list[str]) -> int:
         return train(rest)
     if verb == "check":
         return check(rest)
+    if verb == "randomization":
+        return randomization(rest)
     if verb == "help":
         return show_help(rest)
     if verb == "list":
@@ -153,6 +155,21 @@ def train(args: list[str]) -> int:
     from isaacrl import train as trainer
 
     return _exit_code(trainer.train(cfg))
+
+
+def randomization(args: list[str]) -> int:
+    """Show what a task's randomization draws."""
+    from isaacrl import config
+    from isaacrl.options import RandomizationOptions
+
+    if flag := next((a for a in args if a.startswith("-")), None):
+        raise UserError(f"'{flag}' is no flag of randomization; write key=value, and see its --help")
+    options, overrides = config.read_options(RandomizationOptions, args)
+    cfg = config.compose(overrides)
+    from isaacrl.randomization import run
+
+    run(options, cfg)
+    return 0
 
 
 def check(args: list[str]) -> int:

@@ -69,8 +69,18 @@ class NewOptions:
     asset: str | None = key(None, "new task: the robot, an option of the group asset")
 
 
+@dataclass
+class RandomizationOptions:
+    """isaacrl randomization"""
+
+    worlds: int = key(256, "number of worlds that draw", ge=1, le=65536)
+    resets: int = key(20, "resets, each with new draws", ge=1, le=1000)
+    picture: str | None = key(None, "file of the picture; default: randomization.png among the task's runs")
+
+
 OPTIONS: dict[str, type] = {
     "train": TrainOptions,
+    "randomization": RandomizationOptions,
     "check": CheckOptions,
     "play": PlayOptions,
     "eval": EvalOptions,

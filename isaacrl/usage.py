@@ -5,6 +5,7 @@ import dataclasses
 VERBS = {
     "train": "train a policy, or sweep over settings with -m",
     "check": "look at a task before training: rewards, observations, start state",
+    "randomization": "what the randomization of a task draws: a table and a picture",
     "play": "watch a trained policy: a video, or live in the browser",
     "eval": "measure a trained policy over fixed-seed episodes",
     "export": "write a trained policy as ONNX with a contract for the robot",
@@ -17,7 +18,7 @@ VERBS = {
 OVERVIEW = (
     "isaacrl: robot policies by reinforcement learning on many simulated robots at once\n\n"
     "usage: isaacrl VERB [key=value ...]\n\n"
-    + "\n".join(f"  {verb:8} {text}" for verb, text in VERBS.items())
+    + "\n".join(f"  {verb:14} {text}" for verb, text in VERBS.items())
     + """
 
   isaacrl train task=cartpole                    train; everything lands in outputs/cartpole/<run>
@@ -61,6 +62,15 @@ ends of episodes, limits reached, contacts against capacity, and a picture of th
 something is not finite; warnings do not count.
 """
 
+RANDOMIZATION = """usage: isaacrl randomization [key=value ...]
+
+  isaacrl randomization task=go2_flat randomization=hard
+  isaacrl randomization task=ant randomization=default picture=ant.png
+
+Draws every entry in many worlds, over many resets, and shows what came out: a table, and a picture with one histogram
+an entry and the density that it should have.
+"""
+
 RUN_EXAMPLES = {
     "play": "isaacrl play run=latest seconds=5 num_envs=9\n  isaacrl play viewer=browser",
     "eval": "isaacrl eval run=cartpole episodes=1024\n  isaacrl eval sim.engine=mjwarp      another physics engine",
@@ -91,6 +101,8 @@ def of_verb(verb: str) -> str:
     own = "\n".join(_line(f.name, f) for f in dataclasses.fields(OPTIONS[verb]))
     if verb == "train":
         return f"{TRAIN}\nkeys of stored runs:\n{own}\n\nconfiguration keys:\n{keys()}\n\n{FLAGS}"
+    if verb == "randomization":
+        return f"{RANDOMIZATION}\nkeys:\n{own}\n\nAny key of the configuration (isaacrl train --help) may follow."
     if verb == "check":
         return f"{CHECK}\nkeys:\n{own}\n\nAny key of the configuration (isaacrl train --help) may follow."
     return (

@@ -394,7 +394,7 @@ def test_cfg_shows_the_configuration(capsys):
     ("line", "expected"),
     [
         ("isaacrl tr", ["train"]),
-        ("isaacrl ", ["train", "play", "eval", "export", "list", "doctor", "help"]),
+        ("isaacrl ", list(completion.VERBS)),
         ("isaacrl train alg", ["algo.", "algo="]),
         ("isaacrl train task=cartpole_", ["task=cartpole_swingup"]),
         ("isaacrl train task=cartpole algo.gam", ["algo.gamma="]),

@@ -23,6 +23,7 @@ LAYERS = [
         "precheck_probe",
         "precheck_report",
         "contract",
+        "randomization",
         "doctor",
         "viewer",
     },

@@ -382,3 +382,48 @@ def test_mistakes_are_one_line(says):
 def test_a_wrench_at_resets_is_refused():
     with pytest.raises(UserError, match="when: interval"):
         make("ant", 2, "randomization.w={fn: wrench, duration_s: [1, 2], force: [1, 1, 1]}")
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_shows_every_entry(tmp_path):
+    """Fresh draws at every reset, the full range of a schedule, and a picture with one panel an entry."""
+    from PIL import Image
+
+    from isaacrl.randomization import report
+
+    env = make(
+        "ant",
+        64,
+        "randomization=hard",
+        entry("load", field="body_mass", names="[torso]", operation="add", range="[1.0, 2.0]", shared="true")[:-1]
+        + ", schedule: {start: 1000, end: 2000}}",
+    )
+    rows = {r["key"]: r for r in report(env, tmp_path / "new" / "r.png", resets=10)}
+    assert set(rows) == {e.key for e in env.events}
+    load, mass = rows["randomization.load"], rows["randomization.mass"]
+    assert load["draws"] == 640 and 1.0 <= load["min"] < 1.02 and 1.98 < load["max"] <= 2.0
+    assert mass["draws"] == 64 * (env.engine.model.nbody - 1) and load["what"] == "add body_mass: uniform, 1 to 2"
+    assert load["std"] == pytest.approx(1 / math.sqrt(12), rel=0.1)
+    torso = float(env.engine.model.body("torso").mass[0])
+    low, high = load["values"]["body_mass"]
+    assert 0.6 * torso + 1 <= low < high <= 1.5 * torso + 2
+    sampled = [r for r in rows.values() if "draws" in r]
+    assert len(sampled) >= 12
+    with Image.open(tmp_path / "new" / "r.png") as picture:
+        assert picture.width == 3 * 422 + 22 and picture.height == -(-len(sampled) // 3) * 258 + 84
+        colors = {c for _, c in picture.convert("RGB").getcolors(1 << 20)}
+    assert {(0x4C, 0x78, 0xA8), (0x2A, 0x9D, 0x8F), (0xE0, 0x7A, 0x3F)} <= colors  # startup, reset, interval
+
+
+def test_the_verb_prints_and_writes(tmp_path, monkeypatch, capsys):
+    from isaacrl.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["randomization", "task=cartpole", "randomization=default", "device=cpu", "worlds=16", "resets=2"]) == 0
+    out = capsys.readouterr().out
+    assert "randomization.strength" in out and "scale body_mass, body_inertia" in out
+    assert (tmp_path / "outputs" / "cartpole" / "randomization.png").is_file()
+    assert main(["randomization", "task=cartpole", "worlds=0"]) == 2
+    assert "worlds" in capsys.readouterr().err
