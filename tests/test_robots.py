@@ -51,8 +51,8 @@ PANDA = Published(
     efforts={"joint[1234]": 87.0, "joint[567]": 12.0, "finger_joint.": 20.0},
     speeds={},
 )
-# Ant: Gymnasium's shapes and density (a sphere, and for each leg two capsules of 0.2 m by 0.2 m and one of 0.4 m by 0.4 m);
-# limits as in Isaac Gym, 7.5 N m as in Isaac Lab.
+# Ant: Gymnasium's shapes and density (a sphere, and for each leg two capsules along 0.2 m by 0.2 m and one along 0.4 m by
+# 0.4 m); limits as in Isaac Gym, 7.5 N m as in Isaac Lab.
 SHORT, LONG = (math.pi * 0.08**2 * (math.hypot(a, a) + 0.08 * 4 / 3) for a in (0.2, 0.4))  # m^3
 ANT = Published(
     joints=8,
@@ -202,6 +202,7 @@ def test_feet_touch_the_ground_in_the_default_pose(name):
     mujoco.mj_forward(scene.model, data)
     touching = {int(scene.model.geom_bodyid[g]) for contact in data.contact for g in contact.geom} - {0}
     assert touching == set(feet)
+    assert all(contact.dim >= 3 for contact in data.contact)  # with friction, whatever geom defaults the model has
 
 
 def run(scene, robot, seconds, target):
@@ -342,7 +343,7 @@ def test_pd_torque_of_a_fast_joint_is_the_motors():
 
 
 def test_g1_inertia_of_the_whole_robot():
-    """Centre of mass from the pelvis and inertia tensor about it, joints at 0.3 sin(i): those of the published model."""
+    """Centre of mass from the pelvis and inertia tensor about it, joints at 0.3 sin(i): the published model's."""
     _, scene, robot = load("g1")
     model, data = scene.model, mujoco.MjData(scene.model)
     data.qpos[robot.qpos_adr] = 0.3 * np.sin(np.arange(29))
