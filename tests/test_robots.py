@@ -51,7 +51,7 @@ PANDA = Published(
     efforts={"joint[1234]": 87.0, "joint[567]": 12.0, "finger_joint.": 20.0},
     speeds={},
 )
-# Ant: Gymnasium's shapes and density (a sphere, and for each leg two capsules along 0.2 m by 0.2 m and one along 0.4 m by
+# Ant: Gymnasium's shapes and density (a sphere; for each leg two capsules along 0.2 m by 0.2 m and one along 0.4 m by
 # 0.4 m); limits as in Isaac Gym, 7.5 N m as in Isaac Lab.
 SHORT, LONG = (math.pi * 0.08**2 * (math.hypot(a, a) + 0.08 * 4 / 3) for a in (0.2, 0.4))  # m^3
 ANT = Published(
