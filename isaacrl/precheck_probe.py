@@ -170,6 +170,7 @@ class Probe:
         lengths = np.array(self.lengths or [0]) * self.env.step_dt
         return {
             "steps": self.steps,
+            "step_s": self.env.step_dt,
             "ended": len(self.lengths),
             "mean_s": float(lengths.mean()),
             "min_s": float(lengths.min()),

@@ -96,6 +96,12 @@ def _judge_episodes(episodes: dict[str, Any], warnings: list[str], notes: list[s
                 f"task.terminations.{what}: under {name} actions {share:.0%} of the episodes end at their first step: "
                 "the start state already meets it"
             )
+    e, step = episodes["random"], episodes["random"]["step_s"]
+    if e["ended"] > 1 and not e["ends"]["time"] and step < e["max_s"] < e["min_s"] + 2.5 * step:
+        warnings.append(
+            f"episodes: under random actions all end after {e['min_s']:.2f} to {e['max_s']:.2f} s: what the policy "
+            "does makes no difference"
+        )
     ends = {k: sum(e["ends"].get(k, 0) for e in episodes.values()) for k in episodes["random"]["ends"]}
     terms = [k for k in ends if k != "time"]
     never = [k for k in terms if not ends[k]]

@@ -233,6 +233,10 @@ def _tiles(num: int, width: int, height: int) -> list[tuple[int, int, int, int]]
     return [((w + GAP) * (i % columns), (h + GAP) * (i // columns), w, h) for i in range(num)]
 
 
+def _blank(width: int, height: int) -> np.ndarray:
+    return np.full((height, width, 3), round(255 * GAP_COLOR), np.uint8)
+
+
 def _poses(model: Any, qpos: np.ndarray, mocap: tuple[Any, Any] | None) -> Iterator[Iterator[Any]]:
     """For each step an iterator over its worlds: one and the same MjData, with the kinematics of that world."""
     import mujoco
@@ -316,34 +320,36 @@ def _gl_frames(
     width: int,
     height: int,
 ) -> Iterator[np.ndarray]:
-    """Every world into its own viewport of one off-screen buffer, read back once a picture."""
+    """Every world by itself, at the origin of the buffer: far from it Mesa's interpolation is coarse, and shadows
+    get specks."""
     import mujoco
 
+    _, _, w, h = tiles[0]
     # The backend's module, not mujoco.GLContext: that one was chosen when mujoco was first imported.
-    gl = importlib.import_module(f"mujoco.{name}").GLContext(width, height)
+    gl = importlib.import_module(f"mujoco.{name}").GLContext(w, h)
     gl.make_current()
     context = None
     try:
         model = copy.copy(model)
         # Halving a picture twice as large smooths shadows too, and costs less than multisampling without a GPU.
-        model.vis.global_.offwidth, model.vis.global_.offheight = 2 * width, 2 * height
+        model.vis.global_.offwidth, model.vis.global_.offheight = 2 * w, 2 * h
         model.vis.quality.offsamples = 0
         context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
         scene, option = mujoco.MjvScene(model, maxgeom=max(2000, 2 * model.ngeom)), mujoco.MjvOption()
-        pixels = np.empty((2 * height, 2 * width, 3), np.uint8)
-        whole = mujoco.MjrRect(0, 0, 2 * width, 2 * height)
+        pixels = np.empty((2 * h, 2 * w, 3), np.uint8)
+        viewport = mujoco.MjrRect(0, 0, 2 * w, 2 * h)
+        picture = _blank(width, height)
         for worlds, lookats in poses:
             gl.make_current()
-            mujoco.mjr_rectangle(whole, GAP_COLOR, GAP_COLOR, GAP_COLOR, 1)
-            for data, lookat, (left, top, w, h) in zip(worlds, lookats, tiles, strict=True):
+            for data, lookat, (left, top, _, _) in zip(worlds, lookats, tiles, strict=True):
                 view.lookat = lookat
                 mujoco.mjv_updateCamera(model, data, view, scene)  # the scene centres endless planes on the camera
                 mujoco.mjv_updateScene(model, data, option, None, view, mujoco.mjtCatBit.mjCAT_ALL.value, scene)
-                viewport = (2 * x for x in (left, height - top - h, w, h))  # OpenGL counts rows from below
-                mujoco.mjr_render(mujoco.MjrRect(*viewport), scene, context)
-            mujoco.mjr_readPixels(pixels, None, whole, context)
-            yield _halve(pixels)[::-1]
+                mujoco.mjr_render(viewport, scene, context)
+                mujoco.mjr_readPixels(pixels, None, viewport, context)
+                picture[top : top + h, left : left + w] = _halve(pixels)[::-1]
+            yield picture.copy()
     finally:
         if context is not None:
             gl.make_current()
@@ -403,7 +409,7 @@ def _warp_frames(
     cam_xpos, cam_xmat = np.zeros((num, model.ncam, 3)), np.zeros((num, model.ncam, 3, 3))
     backward, cam_xmat[:, 0] = _camera_pose(view)
     rgb = wp.zeros((num, h, w), dtype=wp.vec3)
-    picture = np.full((height, width, 3), round(255 * GAP_COLOR), np.uint8)
+    picture = _blank(width, height)
     for worlds, lookats in poses:
         cam_xpos[:, 0] = lookats + backward
         pose = [[getattr(data, field).copy() for field in drawn] for data in worlds]

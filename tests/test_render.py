@@ -83,6 +83,16 @@ def test_every_world_has_its_own_tile(balls, renderer):
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
+def test_the_same_world_looks_the_same_in_every_tile(renderer):
+    spec = mujoco.MjSpec.from_file(str(HOPPER))
+    add_surroundings(spec)
+    model = spec.compile()
+    (image,) = draw(model, np.tile(model.qpos0, (1, 9, 1)), renderer, 480, 360, camera={})
+    first, *others = [image[y : y + h, x : x + w] for x, y, w, h in render._tiles(9, 480, 360)]
+    assert first.std() > 20 and all((other == first).all() for other in others)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
 def test_mocap_bodies_follow_and_broken_worlds_are_drawn_at_rest(balls, renderer):
     mocap = np.array([[[[0.0, 0, -1]]]]), np.array([[[[1.0, 0, 0, 0]]]])
     (image,) = draw(balls, [[[np.nan]]], renderer, mocap=mocap)
