@@ -160,7 +160,7 @@ class SiteView(_View):
         super().__init__(state, index)
         model = state.engine.model
         self._body = torch.as_tensor(model.site_bodyid, dtype=torch.long, device=state.device)[index]
-        self._turned = torch.as_tensor(model.site_quat, dtype=torch.float32, device=state.device)[index]
+        self._turned = torch.as_tensor(model.site_quat, dtype=torch.float32, device=state.device)[None, index]
 
     @quantity
     def pos_w(self) -> Tensor:

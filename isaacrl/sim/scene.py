@@ -10,6 +10,22 @@ from isaacrl.sim.actuators import actuation_of, add_actuators
 from isaacrl.sim.assets import check_complete, compile_spec, limit_efforts, load, settle
 from isaacrl.sim.engine import Actuation
 
+# MuJoCo's own defaults, in full: the robot's model may have other ones for its geoms.
+GROUND_CONTACT = {
+    "contype": 1,
+    "conaffinity": 1,
+    "condim": 3,
+    "priority": 0,
+    "friction": [1, 0.005, 0.0001],
+    "solmix": 1,
+    "solref": [0.02, 1],
+    "solimp": [0.9, 0.95, 0.001, 0.5, 2],
+    "margin": 0,
+    "gap": 0,
+    "group": 0,
+    "rgba": [0.5, 0.5, 0.5, 1],
+}
+
 
 @dataclass
 class Scene:
@@ -68,7 +84,9 @@ def add_surroundings(spec: mujoco.MjSpec) -> None:
         )
         material = spec.add_material(name="isaacrl_ground", texrepeat=[1, 1], texuniform=True)
         material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "isaacrl_ground"
-        world.add_geom(name="ground", type=shape.mjGEOM_PLANE, size=[0, 0, 0.05], material="isaacrl_ground")
+        world.add_geom(
+            name="ground", type=shape.mjGEOM_PLANE, size=[0, 0, 0.05], material="isaacrl_ground", **GROUND_CONTACT
+        )
     if not spec.lights:
         # A directional light shines everywhere, but its shadows lie about its position: it goes with a robot that can.
         floating = next((b for b in world.bodies if any(j.type == mujoco.mjtJoint.mjJNT_FREE for j in b.joints)), None)

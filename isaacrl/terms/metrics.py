@@ -38,6 +38,16 @@ def contact_share(s: State, *, sensor: str = "feet") -> Tensor:
     return s.contact(sensor).in_contact.float().mean(dim=1)
 
 
+def position_error(s: State, *, site: Sites, command: str = "pose") -> Tensor:
+    """Distance of a site from the commanded position [m], [E]."""
+    return reach_distance(s, site, command)
+
+
+def orientation_error(s: State, *, site: Sites, command: str = "pose") -> Tensor:
+    """Angle between a site and the commanded orientation [rad], [E]."""
+    return reach_angle(s, site, command)
+
+
 class reached(Term):
     """Share of an episode's targets at which a site has stayed within tolerance long enough, [E]; use `reduce: last`.
 
