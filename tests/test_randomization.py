@@ -330,6 +330,19 @@ def test_resuming_is_exact(task, engine):
     assert resets > 0
 
 
+def test_evaluation_looks_at_the_end_of_a_schedule(tmp_path):
+    from isaacrl import config
+    from isaacrl.env import Env
+
+    cfg = config.compose(["task=cartpole", entry("m", field="body_mass", range=[2, 2], schedule="{start: 5, end: 9}")])
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+    node = config.load_stored(tmp_path / "config.yaml").randomization.m
+    assert node.schedule == {"start": 5, "end": 9}
+    cfg = config.load_stored(tmp_path / "config.yaml", ["num_envs=2", "device=cpu"], training=False)
+    env = Env(cfg)
+    torch.testing.assert_close(env.engine.model_field("body_mass")[0], 2 * torch.tensor(env.engine.model.body_mass))
+
+
 # --- what goes together ----------------------------------------------------------------------------------------------
 
 

@@ -162,7 +162,7 @@ class wrench(Term):
         return s.uniform(len(self.limit), -self.limit, self.limit)
 
     def __call__(self, s: State, mask: Tensor) -> None:
-        value = (s.share * self.sample(s)).view(s.num_envs, -1, 6)
+        value = (s.share * self.sample(s)).reshape(s.num_envs, -1, 6)
         steps = (s.uniform(1, *self.duration)[:, 0] / s.step_dt).round().long().clamp(min=1)
         self.steps_left.copy_(torch.where(mask, steps, self.steps_left))
         self._apply(s, value, mask)

@@ -117,7 +117,7 @@ class randomize(Term):
     def __call__(self, s: State, mask: Tensor) -> None:
         n, k = self.count
         rows = mask[:, None, None]
-        self.draw.copy_(torch.where(rows, self.sample(s).view(-1, n, k), self.draw))
+        self.draw.copy_(torch.where(rows, self.sample(s).reshape(-1, n, k), self.draw))
         self.share.copy_(torch.where(rows, s.share, self.share))
         for name in self.fields:
             s.randomized[name].update(mask)
