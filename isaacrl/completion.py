@@ -10,7 +10,11 @@ from isaacrl.errors import UserError
 from isaacrl.usage import VERBS
 
 SHELLS = ("bash", "fish", "zsh")
-LISTED = {"list": ("tasks", "assets", "algos"), "help": tuple(VERBS)}
+LISTED = {
+    "list": ("tasks", "assets", "algos"),
+    "help": tuple(VERBS),
+    "new": ("asset", "task", "path=", "asset=", "trust=", "floating="),
+}
 
 
 def run(args: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ class Asset:
     file: Path
     is_urdf: bool = False
     effort_limits: dict[str, float] = field(default_factory=dict)  # a URDF's, joint -> N m or N
+    velocity_limits: dict[str, float] = field(default_factory=dict)  # a URDF's, joint -> rad/s or m/s; not applied
 
 
 def load(path: str, *, trust: bool = False, floating: bool | None = None) -> Asset:
@@ -71,7 +73,7 @@ def _find(path: str) -> Path:
 def _from_urdf(file: Path, root: urdf.Element, trust: bool, floating: bool | None) -> Asset:
     base = urdf.root_link(root, file)
     free = urdf.is_floating(root, base) if floating is None else floating
-    limits = urdf.effort_limits(root)
+    efforts, speeds = urdf.joint_limits(root, "effort"), urdf.joint_limits(root, "velocity")
     xml, meshes = urdf.prepare(root, file, trust)
     try:
         spec = mujoco.MjSpec.from_string(xml, assets=meshes)
@@ -87,7 +89,8 @@ def _from_urdf(file: Path, root: urdf.Element, trust: bool, floating: bool | Non
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST  # gains of position servos need it
     urdf.estimate_inertias(spec)
     _group_geoms(spec)
-    return Asset(spec, file, True, limits)
+    _mark_frames(spec)
+    return Asset(spec, file, True, efforts, speeds)
 
 
 def _set_floating(spec: mujoco.MjSpec, body: mujoco.MjsBody | None, floating: bool, file: Path) -> None:
@@ -118,6 +121,13 @@ def _group_geoms(spec: mujoco.MjSpec) -> None:
             geom.group = 2 if geom.name == "" and geom in visual else 3 if visual else 0
 
 
+def _mark_frames(spec: mujoco.MjSpec) -> None:
+    """A site of the same name at each link that is only a frame or that ends a chain: tools and sensors are there."""
+    for body in spec.bodies:
+        if body.name != "world" and not (list(body.geoms) and list(body.bodies)):
+            body.add_site(name=body.name, group=4)
+
+
 def limit_efforts(asset: Asset, chosen: Mapping[str, dict[str, Any]]) -> None:
     """Actuators whose configuration gives no effort limit take the URDF's; where it gives one, only that holds.
 
@@ -139,7 +149,9 @@ def limit_efforts(asset: Asset, chosen: Mapping[str, dict[str, Any]]) -> None:
 def compile_spec(spec: mujoco.MjSpec, file: Path | str) -> mujoco.MjModel:
     """The compiled model. Raises: UserError with MuJoCo's reason and, where it is known, the fix."""
     try:
-        return spec.compile()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "obj_decoder")  # of textures that are not drawn anyway
+            return spec.compile()
     except (ValueError, RuntimeError, mujoco.FatalError) as e:
         text = one_line(e, 300)
         fix = ""
@@ -155,7 +167,8 @@ def settle(asset: Asset, model: mujoco.MjModel, default_pose: Mapping[str, float
     """Finish a URDF, which has no pose in the world: whether the spec has changed and must be compiled again.
 
     In the default pose the lowest collision geometry of a floating robot touches the ground, z = 0, and bodies whose
-    collision geometry overlaps do not collide with each other (meshes of neighbouring links usually do overlap).
+    collision geometry overlaps do not collide with each other (meshes of neighbouring links usually do overlap); those
+    of a fixed robot that overlap the ground do not collide with it.
     """
     if not asset.is_urdf:
         return False
@@ -178,15 +191,15 @@ def settle(asset: Asset, model: mujoco.MjModel, default_pose: Mapping[str, float
         tuple(sorted(int(model.geom_bodyid[g]) for g in c.geom)) for c in data.contact[: data.ncon] if c.dist < 0.0
     }
     for first, second in sorted(pairs):
-        if first > 0:  # not the ground
+        if first > 0 or base is None:  # a floating robot stands on the ground
             asset.spec.add_exclude(bodyname1=model.body(first).name, bodyname2=model.body(second).name)
             changed = True
     return changed
 
 
-def lowest_point(model: mujoco.MjModel, data: mujoco.MjData) -> float:
-    """Height of the lowest point of the robot's collision geometry [m]; of all geometry where none collides."""
-    geoms = [g for g in range(model.ngeom) if model.geom_bodyid[g] > 0]
+def lowest_point(model: mujoco.MjModel, data: mujoco.MjData, body: int | None = None) -> float:
+    """Height of the lowest point of a body's, or the whole robot's, geometry that collides (else of all of it) [m]."""
+    geoms = [g for g in range(model.ngeom) if body in (None, model.geom_bodyid[g]) and model.geom_bodyid[g] > 0]
     colliding = [g for g in geoms if model.geom_contype[g] or model.geom_conaffinity[g]]
     return min((_lowest_of_geom(model, data, g) for g in colliding or geoms), default=0.0)
 
@@ -214,15 +227,21 @@ def _lowest_of_geom(model: mujoco.MjModel, data: mujoco.MjData, g: int) -> float
 
 def check_complete(model: mujoco.MjModel, asset: Asset) -> None:
     """Raise UserError for a model that nothing can move."""
-    names = [model.joint(j).name for j in range(model.njnt) if model.jnt_type[j] in (SLIDE, HINGE)]
-    if not names:
-        raise UserError(
-            f"asset.path: '{asset.file}' has no hinge or slide joints (URDF: revolute, continuous or prismatic); "
-            "a robot needs at least one"
-        )
+    names = joint_names(model, asset)
     if not model.nu:
         raise UserError(
             f"asset.actuators: '{asset.file}' has none and the configuration names none; joints: {listing(names)}; "
             "for example: 'asset.actuators.all={joints: [\".*\"], law: position, kp: 50, kd: 2}' "
             "(laws: effort, position, velocity, pd)"
         )
+
+
+def joint_names(model: mujoco.MjModel, asset: Asset) -> list[str]:
+    """Names of the hinge and slide joints, in the model's order. Raises: UserError if there are none."""
+    names = [model.joint(j).name for j in range(model.njnt) if model.jnt_type[j] in (SLIDE, HINGE)]
+    if not names:
+        raise UserError(
+            f"asset.path: '{asset.file}' has no hinge or slide joints (URDF: revolute, continuous or prismatic); "
+            "a robot needs at least one"
+        )
+    return names

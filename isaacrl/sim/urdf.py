@@ -166,15 +166,15 @@ def is_floating(root: Element, base: str) -> bool:
     return sum(kind in MOVING and parent in cluster for kind, parent, _ in joints) != 1
 
 
-def effort_limits(root: Element) -> dict[str, float]:
-    """Effort limit [N m or N] of each joint that gives one above zero; zero means that none was given."""
+def joint_limits(root: Element, key: str) -> dict[str, float]:
+    """The limit `effort` [N m or N] or `velocity` [rad/s or m/s] of each joint that gives one above zero."""
     limits = {}
     for joint in root.findall("joint"):
         limit = joint.find("limit")
         try:
-            effort = float(limit.get("effort", "0")) if limit is not None else 0.0
+            value = float(limit.get(key, "0")) if limit is not None else 0.0
         except ValueError:
-            effort = 0.0
-        if 0.0 < effort < float("inf"):
-            limits[joint.get("name", "")] = effort
+            value = 0.0
+        if 0.0 < value < float("inf"):  # zero means that none was given
+            limits[joint.get("name", "")] = value
     return limits
