@@ -185,6 +185,31 @@ def test_one_step_of_the_optimizer_is_adam_on_the_clipped_gradient():
     torch.testing.assert_close(algo.params.value[:-n], expected[:-n], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("activation", ["tanh", "relu", "elu"])
+@pytest.mark.parametrize("value_clip", [False, True])
+def test_the_gradient_by_hand_is_that_of_autograd(activation, value_clip):
+    algo = agent(
+        Chain(), hidden=[32, 24], activation=activation, value_clip=value_clip, entropy_coef=0.02, max_grad_norm=1e9
+    )
+    g = torch.Generator().manual_seed(0)
+    obs, action, advantage, shift = (torch.randn(256, n, generator=g) for n in (1, 1, 1, 2))
+    with torch.no_grad():
+        algo.policy.net[-1].weight.mul_(50.0)
+        algo.policy.log_std.fill_(-0.3)
+        mean, log_std0 = algo.policy.net(obs) + 0.2 * shift[:, :1], torch.tensor([-0.2])
+        log_prob0 = ppo.gaussian_log_prob(action, mean, log_std0)
+        old_value = algo.critic.net(obs)[:, 0] + 0.3 * shift[:, 1]  # some beyond the clip range
+    columns = [obs, obs, action, mean, advantage[:, 0], old_value + shift[:, 0], old_value, log_prob0]
+    algo._optimizer_step = lambda finite, kl: None
+    expected = algo._minibatch(log_std0, *columns)
+    grad = algo.params.grad.clone()
+    algo.params.grad.fill_(torch.nan)
+    row = algo.gradient(log_std0.numpy(), *(x.numpy() for x in columns))
+    assert 0.1 < row[4] < 0.9  # both branches of the objective
+    torch.testing.assert_close(torch.tensor(row), expected[:5], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(algo.params.grad, grad, rtol=1e-4, atol=1e-6)
+
+
 def test_standard_deviation_stays_within_its_bounds():
     algo = agent(Chain(), min_std=0.5, max_std=0.9)
     for value, expected in ((5.0, 0.9), (-5.0, 0.5)):

@@ -4,12 +4,14 @@ Shapes: T steps of a rollout, E worlds, N = T * E samples, D observation, A acti
 """
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from isaacrl.algos import host_update
 from isaacrl.algos.networks import FlatParameters, Normalizer, mlp
 from isaacrl.timer import Timer
 
@@ -101,7 +103,8 @@ class PPO:
     """Collects rollouts from an environment and learns from them."""
 
     def __init__(self, env: Any, cfg: DictConfig, seed: int):
-        self.env, self.cfg, self.device = env, cfg, env.device
+        self.env, self.device = env, env.device
+        self.cfg: Any = SimpleNamespace(**cfg)  # a DictConfig is slow to read, and this is the innermost loop
         num_obs = env.obs["policy"].shape[1]
         self.critic_group = "critic" if "critic" in env.obs else "policy"
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -113,6 +116,9 @@ class PPO:
         self.lr = torch.tensor(float(cfg.lr), device=self.device)
         self.optimizer = torch.optim.Adam([self.params.value], lr=self.lr, eps=1e-8, fused=True)
         self._update_normalizers(env.obs["policy"], env.obs[self.critic_group])
+        rows = cfg.num_steps * env.num_envs // cfg.minibatches
+        by_hand = self.device == "cpu" and host_update.is_small(rows, self.policy, self.critic)
+        self.gradient = host_update.Gradient(self.policy, self.critic, cfg) if by_hand else None
         self.obs: Tensor | None = None  # the rollout's buffers are made when the first one starts
 
     def _allocate(self) -> None:
@@ -193,6 +199,9 @@ class PPO:
         totals = torch.zeros(7, device=self.device)
         for _ in range(cfg.epochs):
             order = torch.randperm(N, generator=self.generator, device=self.device)
+            if self.gradient is not None:
+                totals += self._host_epoch(self.gradient, log_std0, [x.index_select(0, order) for x in columns], size)
+                continue
             for i in range(cfg.minibatches):
                 rows = order[i * size : (i + 1) * size]
                 totals += self._minibatch(log_std0, *(x.index_select(0, rows) for x in columns))
@@ -241,6 +250,21 @@ class PPO:
             row = torch.stack((loss_policy, loss_value, entropy, kl, clipped, norm))
             skipped = (~finite).float()
             return torch.cat((torch.where(finite, row, 0.0), skipped[None]))
+
+    @torch.no_grad()
+    def _host_epoch(self, gradient: host_update.Gradient, log_std0: Tensor, columns: list[Tensor], size: int) -> Tensor:
+        """The gradient steps of an epoch on the CPU, from shuffled columns; sums of what `_minibatch` returns."""
+        arrays, old = [x.numpy() for x in columns], log_std0.numpy()
+        totals = [0.0] * 7
+        for i in range(self.cfg.minibatches):
+            row = gradient(old, *(x[i * size : (i + 1) * size] for x in arrays))
+            norm = float(torch.linalg.vector_norm(self.params.grad))
+            finite = math.isfinite(norm + row[0] + row[1])
+            if norm > self.cfg.max_grad_norm:
+                self.params.grad.mul_(self.cfg.max_grad_norm / (norm + 1e-6))
+            self._optimizer_step(torch.tensor(finite), torch.tensor(row[3]))
+            totals = [a + b for a, b in zip(totals, (*row, norm, 0.0) if finite else (0.0,) * 6 + (1.0,))]
+        return torch.tensor(totals)
 
     def _optimizer_step(self, finite: Tensor, kl: Tensor) -> None:
         """An Adam step, unless the gradient is not finite: then nothing changes. Adapts the learning rate to the KL."""
