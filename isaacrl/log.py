@@ -20,6 +20,7 @@ WANDB_INIT_S = 10  # how long to look for the W&B server; training goes on meanw
 WANDB_FINISH_S = 30  # how long to wait for uploads at the end of a run
 
 Write = Callable[[dict[str, float], int, float], None]  # metrics, step, wall time
+Share = Callable[[list[Path], int], None]  # files of the run, step
 
 
 class Log:
@@ -52,6 +53,11 @@ class Log:
         self._status.add(metrics, step)
         self._show(lambda view: view.update())
         self._spent = time.perf_counter() - began
+
+    def share(self, paths: Iterable[Path], step: int) -> None:
+        """Send files of the run where files can go: W&B. An mp4 is shown as a video, others are an artifact."""
+        for sink in self._sinks.values():
+            sink.put(list(paths), step)
 
     def info(self, text: str) -> None:
         """Tell something about the run as a whole."""
@@ -185,27 +191,32 @@ class _Background(threading.Thread):
     def __init__(
         self,
         name: str,
-        opens: Callable[[], tuple[Write, Callable[[], None]] | None],
+        opens: Callable[[], tuple[Write, Callable[[], None]] | tuple[Write, Callable[[], None], Share] | None],
         warn: Callable[[str], None],
         wait_s: float,
     ):
         super().__init__(name=name, daemon=True)
-        self._queue: queue.SimpleQueue[tuple[dict[str, float], int, float] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[dict[str, float] | list[Path], int, float] | None] = queue.SimpleQueue()
         self._opens, self._warn, self._wait_s = opens, warn, wait_s
         self._alive = True
 
-    def put(self, metrics: dict[str, float], step: int) -> None:
+    def put(self, what: dict[str, float] | list[Path], step: int) -> None:
+        """Metrics, or files."""
         if self._alive:
-            self._queue.put((metrics, step, time.time()))
+            self._queue.put((what, step, time.time()))
 
     def run(self) -> None:
         try:
             opened = self._opens()
             if opened is None:
                 return
-            write, finish = opened
+            write, finish, *share = opened
             while (item := self._queue.get()) is not None:
-                write(*item)
+                what, step, wall_time = item
+                if isinstance(what, dict):
+                    write(what, step, wall_time)
+                elif share:
+                    share[0](what, step)
             finish()
         except Exception as e:  # other people's libraries, networks and disks: whatever they do, training goes on
             reason = " ".join(str(e).split())
@@ -242,7 +253,7 @@ def _tensorboard(run_path: Path, start_iteration: int) -> tuple[Write, Callable[
 
 def _wandb(
     cfg: Any, run_path: Path, title: str, warn: Callable[[str], None]
-) -> tuple[Write, Callable[[], None]] | None:
+) -> tuple[Write, Callable[[], None], Share] | None:
     """A W&B run; offline, to be synced later, where there is no login or no server."""
     try:
         import wandb
@@ -274,12 +285,26 @@ def _wandb(
         try:
             # never ask for a key: there may be nobody, and the live view holds the terminal
             if wandb.login(prompt=False, verify=False):
-                tracker = init("online")
-                return lambda m, step, _: tracker.log(m, step=step), tracker.finish
+                return _wandb_output(wandb, init("online"))
             reason = "no login (wandb login)"
         except Exception as e:
             reason = " ".join(str(e).split())[:150] or type(e).__name__
             wandb.teardown()  # its service otherwise goes on claiming the run's id
         warn(f"logger.wandb: {reason}; logging offline: send it later with wandb sync {run_path}/wandb/offline-run-*")
-    tracker = init("offline")
-    return lambda m, step, _: tracker.log(m, step=step), tracker.finish
+    return _wandb_output(wandb, init("offline"))
+
+
+def _wandb_output(wandb: Any, tracker: Any) -> tuple[Write, Callable[[], None], Share]:
+    """How to log to a W&B run."""
+
+    def share(paths: list[Path], step: int) -> None:
+        videos = [p for p in paths if p.suffix == ".mp4"]
+        for path in videos:
+            tracker.log({"video": wandb.Video(str(path), format="mp4")}, step=step)
+        if files := [p for p in paths if p not in videos]:
+            artifact = wandb.Artifact(f"{tracker.id}-policy", type="model", metadata={"iteration": step})
+            for path in files:
+                artifact.add_file(str(path), name=path.name)
+            tracker.log_artifact(artifact)
+
+    return lambda m, step, _: tracker.log(m, step=step), tracker.finish, share

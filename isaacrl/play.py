@@ -12,6 +12,7 @@ from isaacrl.env import Env
 from isaacrl.errors import UserError
 
 FPS = 30  # frames a second of a video; steps are subsampled to come near it
+FILM_S, FILM_FPS, FILM_WORLDS, FILM_SEED = 5.0, 15, 4, 1000  # of the videos that training makes itself: small
 
 
 def play(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
@@ -51,6 +52,18 @@ def play(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     print(f"picture: {picture}")
     print(f"reward:  {reward:.3f} a world in {options.seconds:g} s")
     return result
+
+
+def film(cfg: DictConfig, algo: Any, run_path: Path, iteration: int) -> Path:
+    """A short video of the policy as it is now, in an environment of its own: training does not notice but the time."""
+    env = Env(OmegaConf.merge(cfg, {"num_envs": FILM_WORLDS, "seed": FILM_SEED}))
+    qpos, _ = record(env, algo.act, max(1, round(FILM_S / env.step_dt)))
+    every = max(1, round(1.0 / (FILM_FPS * env.step_dt)))
+    camera: Any = OmegaConf.to_container(cfg.task.camera)
+    frames = render.render_frames(env.engine.model, qpos[::every], camera=camera, width=480, height=360)
+    path = _videos(run_path) / f"iteration_{iteration:06d}.mp4"
+    render.write_video(frames, path, fps=1.0 / (every * env.step_dt))
+    return path
 
 
 def _videos(run_path: Path) -> Path:

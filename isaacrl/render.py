@@ -334,6 +334,8 @@ def _gl_frames(
         # Halving a picture twice as large smooths shadows too, and costs less than multisampling without a GPU.
         model.vis.global_.offwidth, model.vis.global_.offheight = 2 * w, 2 * h
         model.vis.quality.offsamples = 0
+        # Without a GPU a shadow map of 4096 x 4096 takes longer than a small picture itself.
+        model.vis.quality.shadowsize = min(model.vis.quality.shadowsize, 1 << (4 * max(w, h) - 1).bit_length())
         context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
         scene, option = mujoco.MjvScene(model, maxgeom=max(2000, 2 * model.ngeom)), mujoco.MjvOption()

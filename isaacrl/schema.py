@@ -131,6 +131,9 @@ class LoggerConfig:
     wandb: bool = key(False, "log to Weights & Biases")
     wandb_project: str = key("isaacrl", "W&B project")
     wandb_mode: str = key("online", "W&B mode", choices=("online", "offline"))
+    wandb_artifacts: bool = key(False, "send the policy, its contract, the configuration and the best checkpoint")
+    wandb_video: bool = key(False, "send a video of the final policy, and those of video_every")
+    video_every: int | None = key(None, "iterations between short videos in the run's videos folder", ge=1)
 
 
 @dataclass

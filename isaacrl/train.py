@@ -15,6 +15,7 @@ from isaacrl.env import Env
 from isaacrl.errors import UserError
 from isaacrl.export import export_policy
 from isaacrl.log import Log, open_log
+from isaacrl.play import film
 from isaacrl.runs import CheckpointError, Run, StopSignals
 
 MAX_FAILED_SAVES = 3  # consecutive failures to write a checkpoint before training stops
@@ -121,11 +122,14 @@ def _loop(
             _track(progress, metrics)
             if not skipped:
                 saver.after_iteration()
+            if cfg.logger.video_every and progress.iteration % cfg.logger.video_every == 0:
+                _film(cfg, algo, run, progress.iteration, log)
         saver.finish()
         summary = _summary(cfg, run, progress, signals, start) | {"user_code": bool(_user_files(env))}
         run.write_json("summary.json", summary)
         if not signals.received:
-            _export_best(cfg, env, algo, run, log)
+            best = _export_best(cfg, env, algo, run, log)
+            _share(cfg, algo, run, best, progress.iteration, log)
         status = f"interrupted by {signals.received}" if signals.received else "finished"
         log.close(summary)
         return summary
@@ -181,14 +185,36 @@ class Saver:
             self.failures, self.saved_at, self.best_saved = 0, progress.iteration, progress.best_saved
 
 
-def _export_best(cfg: DictConfig, env: Env, algo: Any, run: Run, log: Log) -> None:
-    """policy.onnx of the checkpoint that eval and play take as well. Its failure costs no training."""
+def _export_best(cfg: DictConfig, env: Env, algo: Any, run: Run, log: Log) -> int | None:
+    """policy.onnx of the checkpoint that eval and play take as well; its iteration. Its failure costs no training."""
     try:
         state, entry = runs.load_checkpoint(run.path, "best")
         algo.load_state_dict(state["algo"])
         export_policy(env, algo, run.path, cfg, checkpoint=entry)
+        return entry["iteration"]
     except (UserError, OSError) as e:
         log.warn(f"no policy.onnx: {e}", key="export")
+        return None
+
+
+def _film(cfg: DictConfig, algo: Any, run: Run, iteration: int, log: Log, of: int | None = None) -> None:
+    """A video in videos/ of the policy as it is now, that of iteration `of`. Its failure costs no training."""
+    try:
+        path = film(cfg, algo, run.path, of or iteration)
+    except Exception as e:  # graphics drivers and ffmpeg: whatever they do, training goes on
+        log.warn(f"no video: {' '.join(str(e).split())[:200]}", key="video")
+        return
+    if cfg.logger.wandb_video:
+        log.share([path], iteration)
+
+
+def _share(cfg: DictConfig, algo: Any, run: Run, best: int | None, iteration: int, log: Log) -> None:
+    """At the end: what logger.wandb_video and logger.wandb_artifacts ask for, of the best policy."""
+    if cfg.logger.wandb and cfg.logger.wandb_video:
+        _film(cfg, algo, run, iteration, log, of=best)
+    if cfg.logger.wandb_artifacts:
+        files = [run.path / name for name in ("policy.onnx", "policy.json", "config.yaml", "checkpoints/best.pt")]
+        log.share([f for f in files if f.is_file()], iteration)
 
 
 def _iterate(cfg: DictConfig, env: Env, algo: Any, progress: Progress, log: Log) -> dict[str, float]:

@@ -6,6 +6,7 @@ import math
 import os
 import pty
 import select
+import socket
 import subprocess
 import sys
 import threading
@@ -312,6 +313,84 @@ def test_a_wandb_that_never_returns_does_not_keep_a_run(tmp_path, monkeypatch):
     began = time.perf_counter()
     train_with_wandb(tmp_path, monkeypatch, fake)
     assert time.perf_counter() - began < 5 and "left behind" in (tmp_path / "warnings.log").read_text()
+
+
+def real_wandb(path: Path, code: str, **env: str) -> tuple[subprocess.CompletedProcess, float]:
+    """A run of 5 iterations with the real package in a process of its own; seconds until all were logged."""
+    (path / "run.json").write_text('{"id": "abc"}')
+    (path / "config.yaml").write_text("seed: 3\n")
+    program = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_log import log, metrics, open_quiet
+path = Path({str(path)!r})
+log.WANDB_INIT_S, log.WANDB_FINISH_S = 2, 3
+began = time.perf_counter()
+run = open_quiet(path, wandb=True, wandb_mode={env.pop("mode", "online")!r})
+for i in range(1, 6):
+    run.log(metrics(i), i)
+print("held up", time.perf_counter() - began)
+{code}
+run.close({{}})
+"""
+    home = {"HOME": str(path), "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
+    kept = {k: v for k, v in environment().items() if not k.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=kept | home | env, timeout=60, cwd=path
+    )
+    assert done.returncode == 0, done.stderr
+    return done, float(done.stdout.split("held up")[1].split()[0])
+
+
+def offline_record(path: Path) -> bytes:
+    (file,) = path.glob("wandb/offline-run-*/run-abc.wandb")
+    return file.read_bytes()
+
+
+def test_the_real_wandb_offline_keeps_metrics_artifacts_and_videos(tmp_path):
+    (tmp_path / "policy.onnx").write_bytes(b"the policy")
+    (tmp_path / "walk.mp4").write_bytes(b"a video")
+    _, held_up = real_wandb(
+        tmp_path, "run.share([path / 'policy.onnx', path / 'config.yaml', path / 'walk.mp4'], 5)", mode="offline"
+    )
+    record = offline_record(tmp_path)
+    for part in (b"loss/policy", b"track_lin_vel", b"abc-policy", b"policy.onnx", b"config.yaml"):
+        assert part in record, part
+    (video,) = tmp_path.glob("wandb/offline-run-*/files/media/videos/*.mp4")
+    assert video.read_bytes() == b"a video" and not (tmp_path / "warnings.log").exists()
+    assert held_up < 2
+
+
+@pytest.mark.parametrize("server", ["refuses", "never answers"])
+def test_the_real_wandb_without_a_server_costs_one_warning(tmp_path, server):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if server == "never answers":
+            silent.listen(64)  # connections succeed, and then nothing comes
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.perf_counter()
+        _, held_up = real_wandb(tmp_path, "", WANDB_BASE_URL=url)
+        assert held_up < 2 and time.perf_counter() - began < 40
+    assert len((tmp_path / "warnings.log").read_text().splitlines()) == 1
+    assert "wandb sync" in (tmp_path / "warnings.log").read_text()
+    assert len(lines(tmp_path)) == 5 and b"loss/policy" in offline_record(tmp_path)
+
+
+def test_videos_on_the_way_change_nothing_but_the_time(tmp_path):
+    """With and without logger.video_every: the same numbers; the videos lie in the run's folder."""
+    from isaacrl.config import compose
+    from isaacrl.train import train
+
+    found = []
+    for every in ("null", "2"):
+        keys = ("num_envs=16", "device=cpu", "algo.iterations=3", "algo.minibatches=2", "logger.console=none")
+        keys += (f"outputs={tmp_path / every}", f"logger.video_every={every}", "logger.tensorboard=false")
+        path = Path(train(compose(["task=cartpole", *keys]))["run"])
+        timed = ("time/", "wall_s", "steps_per_s")
+        found.append([{k: v for k, v in record.items() if not k.startswith(timed)} for record in lines(path)])
+        assert [v.name for v in path.glob("videos/*")] == ([] if every == "null" else ["iteration_000002.mp4"])
+    assert found[0] == found[1] and len(found[0]) == 3
 
 
 # --- the console -----------------------------------------------------------------------------------------------------
