@@ -15,8 +15,8 @@ Same on both sides: the XML file, RK4, frame skip 5, 1000 steps an episode, obse
 termination, reset noise, bootstrapping at time-outs, 64-64 tanh networks and their initialization, and all settings of
 PPO; nothing is normalized. Left different: SB3 normalizes advantages in each minibatch, isaacrl in each rollout; Adam's
 eps is 1e-5 and 1e-8. Ant-v5 runs without contact forces, which is what Ant-v4 does by default. Its forward reward is of
-the torso's `xpos`, which MuJoCo leaves one integrator stage behind the state that is observed; `Ant` below reads it up to
-date. That skips one of gymnasium's calls and adds a cheaper one, so SB3 does not lose by it.
+the torso's `xpos`, which MuJoCo leaves one integrator stage behind the state that is observed; `Ant` below reads it up
+to date. That skips one of gymnasium's calls and adds a cheaper one, so SB3 does not lose by it.
 """
 
 import argparse
