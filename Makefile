@@ -66,4 +66,5 @@ endif
 $(DEV): $(RUNTIME)
 	@echo "Installing the tools for tests and checks ..."
 	@$(PIP) --editable '.[dev]'
+	@$(PIP) --no-deps mjlab || echo "mjlab is not installed: the tests that load its robots will be skipped"
 	@touch $@

@@ -58,8 +58,8 @@ def _target(kind: str, name: str) -> Path:
     file = Path("conf") / kind / f"{name}.yaml"
     if file.exists():
         raise UserError(f"new {kind}: {file} exists and is not overwritten; choose another name, or move it away")
-    if taken := next((d for d in search_dirs() if (d / kind / f"{name}.yaml").exists()), None):
-        raise UserError(f"new {kind}: there is a {kind} '{name}' in {taken} already; choose another name")
+    if taken := next((d for d in search_dirs() if (d / kind / file.name).exists()), None):
+        raise UserError(f"new {kind}: the name '{name}' is taken by {taken / kind / file.name}; choose another one")
     return file
 
 

@@ -17,7 +17,7 @@ FASTEST = 100.0  # rad/s: gains are kept below this natural frequency, for time 
 
 def asset_yaml(name: str, asset: Asset, model: mujoco.MjModel, options: NewOptions) -> str:
     """conf/asset/NAME.yaml for a model that was loaded with options."""
-    joint_names(model, asset)  # a robot has some
+    joint_names(asset)  # there must be some
     joints = [j for j in range(model.njnt) if model.jnt_type[j] in (SLIDE, HINGE) and model.joint(j).name]
     data = _default_pose(model, joints)
     free = [int(model.jnt_bodyid[j]) for j in range(model.njnt) if model.jnt_type[j] == FREE]

@@ -26,6 +26,9 @@ LAYERS = [
         "randomization",
         "doctor",
         "viewer",
+        "new",
+        "new_asset",
+        "new_task",
     },
     {"cli", "sweep", "completion", "__init__", "__main__"},
 ]

@@ -71,6 +71,7 @@ def _find(path: str) -> Path:
 
 
 def _from_urdf(file: Path, root: urdf.Element, trust: bool, floating: bool | None) -> Asset:
+    urdf.refuse_templates(root, file)
     base = urdf.root_link(root, file)
     free = urdf.is_floating(root, base) if floating is None else floating
     efforts, speeds = urdf.joint_limits(root, "effort"), urdf.joint_limits(root, "velocity")
@@ -225,20 +226,20 @@ def _lowest_of_geom(model: mujoco.MjModel, data: mujoco.MjData, g: int) -> float
     return float(data.geom_xpos[g, 2] - reach)
 
 
-def check_complete(model: mujoco.MjModel, asset: Asset) -> None:
+def check_driven(asset: Asset, model: mujoco.MjModel) -> None:
     """Raise UserError for a model that nothing can move."""
-    names = joint_names(model, asset)
     if not model.nu:
         raise UserError(
-            f"asset.actuators: '{asset.file}' has none and the configuration names none; joints: {listing(names)}; "
-            "for example: 'asset.actuators.all={joints: [\".*\"], law: position, kp: 50, kd: 2}' "
+            f"asset.actuators: '{asset.file}' has none and the configuration names none; joints: "
+            f"{listing(joint_names(asset))}; for example: "
+            "'asset.actuators.all={joints: [\".*\"], law: position, kp: 50, kd: 2}' "
             "(laws: effort, position, velocity, pd)"
         )
 
 
-def joint_names(model: mujoco.MjModel, asset: Asset) -> list[str]:
-    """Names of the hinge and slide joints, in the model's order. Raises: UserError if there are none."""
-    names = [model.joint(j).name for j in range(model.njnt) if model.jnt_type[j] in (SLIDE, HINGE)]
+def joint_names(asset: Asset) -> list[str]:
+    """Names of the hinge and slide joints. Raises: UserError if there are none."""
+    names = [j.name for j in asset.spec.joints if int(j.type) in (SLIDE, HINGE)]
     if not names:
         raise UserError(
             f"asset.path: '{asset.file}' has no hinge or slide joints (URDF: revolute, continuous or prismatic); "

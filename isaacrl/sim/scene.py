@@ -7,7 +7,7 @@ import mujoco
 from omegaconf import DictConfig, OmegaConf
 
 from isaacrl.sim.actuators import actuation_of, add_actuators
-from isaacrl.sim.assets import check_complete, compile_spec, limit_efforts, load, settle
+from isaacrl.sim.assets import check_driven, compile_spec, joint_names, limit_efforts, load, settle
 from isaacrl.sim.engine import Actuation
 
 # MuJoCo's own defaults, in full: the robot's model may have other ones for its geoms.
@@ -44,6 +44,7 @@ def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpe
     Raises: UserError for a missing or malformed model.
     """
     robot = load(asset.path, trust=bool(asset.get("trust")), floating=asset.get("floating"))
+    joint_names(robot)  # there must be some
     spec = robot.spec
     spec.option.timestep = task.physics_dt
     add_surroundings(spec)
@@ -54,7 +55,7 @@ def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpe
     model = compile_spec(spec, asset.path)
     if settle(robot, model, OmegaConf.to_container(asset.get("default_pose") or OmegaConf.create({}), resolve=True)):
         model = compile_spec(spec, asset.path)
-    check_complete(model, robot)
+    check_driven(robot, model)
     return Scene(spec, model, actuation_of(model, chosen))
 
 

@@ -22,15 +22,19 @@ COMPILER = {"discardvisual": "false", "fusestatic": "false", "balanceinertia": "
 MOVING = ("revolute", "continuous", "prismatic", "planar", "floating", "spherical")
 
 
+def refuse_templates(root: Element, file: Path) -> None:
+    """Raise UserError for a URDF that another program must complete first."""
+    if any("xacro" in e.tag or any(v.startswith(("${", "$(")) for v in e.attrib.values()) for e in root.iter()):
+        raise UserError(f"asset.path: '{file}' is a xacro template; expand it first: xacro {file.name} > robot.urdf")
+    if next(root.iter("include"), None) is not None:
+        raise UserError(f"asset.path: '{file}' has an <include>, which a URDF cannot; put its content in its place")
+
+
 def prepare(root: Element, file: Path, trust: bool) -> tuple[str, dict[str, bytes]]:
     """(the URDF's XML with a plain name for each mesh, the meshes' content by that name), as MjSpec takes them.
 
     root: of the file; changed in place. Raises: UserError naming the link and the file.
     """
-    if "xacro" in str(root.attrib) or any("xacro" in e.tag for e in root.iter()):
-        raise UserError(f"asset.path: '{file}' is a xacro template; expand it first: xacro {file.name} > robot.urdf")
-    if next(root.iter("include"), None) is not None:
-        raise UserError(f"asset.path: '{file}' has an <include>, which a URDF cannot; put its content in its place")
     extension = root.find("mujoco")
     extension = ElementTree.SubElement(root, "mujoco") if extension is None else extension
     compiler = extension.find("compiler")
