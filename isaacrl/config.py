@@ -306,8 +306,10 @@ def _from_data(data: dict[str, Any], trust: bool) -> DictConfig:
 
 
 def _refuse_code(data: dict[str, Any]) -> None:
-    """Other people's runs are data: code of theirs runs only where the user says so."""
+    """Other people's runs are data: their code runs, and their models leave their folders, only on the user's word."""
     for key, value in walk(data):
+        if key == "asset.trust" and value not in (False, None):
+            raise KeyedError(key, "lets the model read files outside its own folder; add trust=true if you trust it")
         names_code = key == "task.env" or key.rpartition(".")[2] == "fn"
         if names_code and value is not None and not (key != "task.env" and str(value).isidentifier()):
             raise KeyedError(

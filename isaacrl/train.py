@@ -125,7 +125,8 @@ def _loop(
             if cfg.logger.video_every and progress.iteration % cfg.logger.video_every == 0:
                 _film(cfg, algo, run, progress.iteration, log)
         saver.finish()
-        summary = _summary(cfg, run, progress, signals, start) | {"user_code": bool(_user_files(env))}
+        needs_trust = bool(_user_files(env) or cfg.asset.trust)
+        summary = _summary(cfg, run, progress, signals, start) | {"user_code": needs_trust}
         run.write_json("summary.json", summary)
         if not signals.received:
             best = _export_best(cfg, env, algo, run, log)

@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from isaacrl import sim
+from isaacrl.config import compose, dump, load_stored
 from isaacrl.errors import UserError
 from isaacrl.schema import SimConfig
 from isaacrl.sim.assets import compile_spec, load, lowest_point
@@ -329,6 +330,16 @@ def test_a_models_own_folder_needs_no_trust(tmp_path):
         )
     )
     assert scene(path).model.nmesh == 1
+
+
+def test_a_stored_run_cannot_grant_itself_trust(tmp_path):
+    path = tmp_path / "config.yaml"
+    text = dump(compose(["task=cartpole"]))
+    assert "  trust: false\n" in text
+    path.write_text(text.replace("  trust: false\n", "  trust: true\n"))
+    with pytest.raises(UserError, match="asset.trust: .*add trust=true if you trust it"):
+        load_stored(path)
+    assert load_stored(path, trust=True).asset.trust
 
 
 BOMB = '<!DOCTYPE m [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><mujoco model="&b;"/>'
