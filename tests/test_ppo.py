@@ -210,6 +210,21 @@ def test_the_gradient_by_hand_is_that_of_autograd(activation, value_clip):
     torch.testing.assert_close(algo.params.grad, grad, rtol=1e-4, atol=1e-6)
 
 
+def test_updates_by_hand_follow_those_of_torch():
+    """Twenty gradient steps of both from the same rollout: parameters, learning rate, Adam's state and metrics."""
+    by_hand, by_torch = (rolled_out(num_steps=16, minibatches=4, lr_max=3e-3, max_grad_norm=0.3) for _ in range(2))
+    assert by_hand.gradient is not None
+    by_torch.gradient = None
+    results = [algo._update() for algo in (by_hand, by_torch)]
+    assert by_hand.lr != pytest.approx(1e-3)  # it has followed the KL divergence
+    for (name, a), b in zip(results[0].items(), results[1].values()):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    torch.testing.assert_close(by_hand.params.value, by_torch.params.value, rtol=1e-3, atol=2e-5)
+    states = [algo.optimizer.state[algo.params.value] for algo in (by_hand, by_torch)]
+    for key, value in states[1].items():
+        torch.testing.assert_close(states[0][key], value, rtol=1e-3, atol=1e-5)
+
+
 def test_standard_deviation_stays_within_its_bounds():
     algo = agent(Chain(), min_std=0.5, max_std=0.9)
     for value, expected in ((5.0, 0.9), (-5.0, 0.5)):

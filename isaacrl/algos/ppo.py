@@ -253,17 +253,31 @@ class PPO:
 
     @torch.no_grad()
     def _host_epoch(self, gradient: host_update.Gradient, log_std0: Tensor, columns: list[Tensor], size: int) -> Tensor:
-        """The gradient steps of an epoch on the CPU, from shuffled columns; sums of what `_minibatch` returns."""
-        arrays, old = [x.numpy() for x in columns], log_std0.numpy()
-        totals = [0.0] * 7
-        for i in range(self.cfg.minibatches):
+        """`_minibatch` for all of an epoch's shuffled columns, on the CPU; the sums of what it returns."""
+        cfg, arrays, old = self.cfg, [x.numpy() for x in columns], log_std0.numpy()
+        state = self.optimizer.state[self.params.value]
+        if not state:  # as torch starts it
+            zeros = {k: torch.zeros_like(self.params.grad) for k in ("exp_avg", "exp_avg_sq")}
+            state.update({"step": torch.zeros(())} | zeros)
+        value, grad = self.params.value.detach().numpy(), self.params.grad.numpy()
+        moments = state["exp_avg"].numpy(), state["exp_avg_sq"].numpy()
+        log_std, low, high = self.policy.log_std.detach().numpy(), math.log(cfg.min_std), math.log(cfg.max_std)
+        lr, steps, totals = float(self.lr), int(state["step"]), [0.0] * 7
+        for i in range(cfg.minibatches):
             row = gradient(old, *(x[i * size : (i + 1) * size] for x in arrays))
-            norm = float(torch.linalg.vector_norm(self.params.grad))
-            finite = math.isfinite(norm + row[0] + row[1])
-            if norm > self.cfg.max_grad_norm:
-                self.params.grad.mul_(self.cfg.max_grad_norm / (norm + 1e-6))
-            self._optimizer_step(torch.tensor(finite), torch.tensor(row[3]))
-            totals = [a + b for a, b in zip(totals, (*row, norm, 0.0) if finite else (0.0,) * 6 + (1.0,))]
+            norm = host_update.clip_norm(grad, cfg.max_grad_norm)
+            if not math.isfinite(norm + row[0] + row[1]):
+                totals[6] += 1.0
+                continue
+            kl, steps = row[3], steps + 1
+            if cfg.schedule == "adaptive":
+                factor = 1 / 1.5 if kl > 2.0 * cfg.desired_kl else 1.5 if kl < 0.5 * cfg.desired_kl else 1.0
+                lr = min(max(lr * factor, cfg.lr_min), cfg.lr_max)
+            host_update.adam_step(value, grad, *moments, steps, lr)
+            log_std.clip(low, high, out=log_std)
+            totals = [a + b for a, b in zip(totals, (*row, norm, 0.0))]
+        self.lr.fill_(lr)
+        state["step"].fill_(float(steps))
         return torch.tensor(totals)
 
     def _optimizer_step(self, finite: Tensor, kl: Tensor) -> None:
