@@ -6,6 +6,7 @@ Quaternions are (w, x, y, z). Positions and velocities are those after the step;
 its last physics step. All floats are float32, whatever the engine's precision.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,6 +62,11 @@ def multiply(p: Tensor, q: Tensor) -> Tensor:
     pw, pv, qw, qv = p[..., :1], p[..., 1:], q[..., :1], q[..., 1:]
     w = pw * qw - (pv * qv).sum(dim=-1, keepdim=True)
     return torch.cat((w, pw * qv + qw * pv + torch.linalg.cross(pv, qv)), dim=-1)
+
+
+def inverse(quat: Tensor) -> Tensor:
+    """Inverses of unit quaternions [..., 4]."""
+    return torch.cat((quat[..., :1], -quat[..., 1:]), dim=-1)
 
 
 def from_euler(angles: Tensor) -> Tensor:
@@ -270,7 +276,7 @@ class State(_Lazy):
         """Reading of the MuJoCo sensor of that name, in MuJoCo's unit and frame, [E, dim]."""
         if name not in self._sensors:
             model = self.engine.model
-            i = match([name], [model.sensor(k).name for k in range(model.nsensor)], "sensor")[0]
+            i = match([re.escape(name)], [model.sensor(k).name for k in range(model.nsensor)], "sensor")[0]
             self._sensors[name] = slice(model.sensor_adr[i], model.sensor_adr[i] + model.sensor_dim[i])
         return self.read("sensordata")[:, self._sensors[name]]
 
@@ -280,11 +286,11 @@ class State(_Lazy):
 
     def contact(self, name: str) -> Any:
         """The contact sensor of that name: `isaacrl.terms.sensors.contact`."""
-        return _named(self.sensors, name, "contact sensor", "sensors")
+        return _named(self.sensors, name, "contact sensor", "sensors", has="force_w")
 
     def imu(self, name: str = "imu") -> Any:
         """The inertial measurement unit of that name: `isaacrl.terms.sensors.imu`."""
-        return _named(self.sensors, name, "IMU", "sensors")
+        return _named(self.sensors, name, "IMU", "sensors", has="lin_acc_b")
 
     # --- the robot ---------------------------------------------------------------------------------------------------
 
@@ -356,7 +362,7 @@ class State(_Lazy):
 
     @property
     def _base(self) -> BodyView:
-        return self.body(self.robot.body_names[self.robot.base])
+        return self.body(re.escape(self.robot.body_names[self.robot.base]))
 
     @property
     def episode_time(self) -> Tensor:
@@ -401,8 +407,9 @@ class State(_Lazy):
         return mean + std * self.random.normal(f"{self._stream}#{self._draw}", n)
 
 
-def _named(table: dict[str, Any], name: str, what: str, section: str) -> Any:
-    if name not in table:
+def _named(table: dict[str, Any], name: str, what: str, section: str, has: str = "") -> Any:
+    """The entry of a table; UserError where there is none, or its class lacks an attribute that such an entry has."""
+    if name not in table or has and not hasattr(type(table[name]), has):
         known = ", ".join(table) or "none"
         raise UserError(f"no {what} '{name}'{did_you_mean(name, table)}; task.{section} has: {known}")
     return table[name]

@@ -64,9 +64,8 @@ class Bound:
         params = self._resolve(fn.__init__ if is_class else fn, node, s)
         try:
             self.fn: Any = fn(s, **params) if is_class else fn
-        except UserError as e:  # a term need not know where it stands in the configuration
-            kind = Absent if isinstance(e, Absent) else UserError
-            raise kind(str(e) if key in str(e) else f"{key}: {e}") from None
+        except UserError as e:
+            raise self._at_key(e) from None
         self.params = {} if is_class else params
         self.memory: dict[str, Tensor] = {}
         self.has_memory = is_class and hasattr(fn, "advance")
@@ -74,7 +73,11 @@ class Bound:
             self.fn.named(name)
         if self.has_memory:
             s.use_stream(self.stream + ".init")
-            for k, v in self.fn.init(s).items():
+            try:
+                first = self.fn.init(s)
+            except UserError as e:
+                raise self._at_key(e) from None
+            for k, v in first.items():
                 self.memory[k] = v.clone()
                 setattr(self.fn, k, self.memory[k])
 
@@ -110,7 +113,12 @@ class Bound:
         try:
             return self.fn(s, *args, **self.params)
         except UserError as e:  # an unknown command or sensor
-            raise UserError(str(e) if self.key in str(e) else f"{self.key}: {e}") from None
+            raise self._at_key(e) from None
+
+    def _at_key(self, e: UserError) -> UserError:
+        """The error with the term's place in the configuration, which a term need not know."""
+        kind = Absent if isinstance(e, Absent) else UserError
+        return kind(str(e) if self.key in str(e) else f"{self.key}: {e}")
 
     def advance(self, s: State) -> None:
         """One step of the term's memory."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from isaacrl.errors import UserError
-from isaacrl.sim.names import match
+from isaacrl.sim.names import by_pattern
 from isaacrl.state import State
 from isaacrl.terms import ALL, Joints, Term
 
@@ -48,7 +48,7 @@ class Affine(Term):
             names = [s.robot.joint_names[i] for i in driven if i >= 0]
             raise UserError(f"joint '{missing[0]}' has no actuator; actuated: {', '.join(names)}")
         self.actuators = [driven.index(i) for i in ids]  # columns of the target
-        self.scale = torch.tensor(_by_joint(scale, self.names), device=s.device)  # [n]
+        self.scale = torch.tensor(by_pattern(scale, self.names, "scale"), device=s.device)  # [n]
         self.offset = torch.zeros_like(self.scale) if offset is None else offset.expand(len(ids)).clone()  # [n]
         bound = torch.inf if clip is None else float(clip)
         self.action_clip = torch.full_like(self.offset, bound)  # [n]
@@ -171,16 +171,3 @@ class velocity(Affine):
         low_pass_hz: float | None = None,
     ):
         super().__init__(s, joints, scale, clip, low_pass_hz)
-
-
-def _by_joint(value: float | dict[str, float], names: list[str]) -> list[float]:
-    """A number a joint; of several patterns that match a joint the first one counts."""
-    if not isinstance(value, dict):
-        return [float(value)] * len(names)
-    found: dict[int, float] = {}
-    for pattern, number in value.items():
-        for i in match([pattern], names, "scale"):
-            found.setdefault(i, float(number))
-    if missing := [name for i, name in enumerate(names) if i not in found]:
-        raise UserError(f"scale: no pattern matches joint '{missing[0]}'; add one for it, or '.*' at the end")
-    return [found[i] for i in range(len(names))]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from isaacrl.state import SiteView, State, multiply, rotate, rotation_vector
+from isaacrl.state import SiteView, State, inverse, multiply, rotate, rotation_vector
 
 STANDING = 0.1  # a velocity command below this, [m/s] and [rad/s] together, asks to stand
 
@@ -23,10 +23,8 @@ def reach_distance(s: State, site: SiteView, command: str) -> Tensor:
 
 def reach_rotation(s: State, site: SiteView, command: str) -> Tensor:
     """Turn from the first of the sites to the pose command, as axis times angle [rad] in base axes, [E, 3]."""
-    inverse = s.base_quat_w * s.base_quat_w.new_tensor([1.0, -1.0, -1.0, -1.0])
-    now = multiply(inverse, site.quat_w[:, 0])
-    back = now * now.new_tensor([1.0, -1.0, -1.0, -1.0])
-    return rotation_vector(multiply(s.command(command)[:, 3:], back))
+    now = multiply(inverse(s.base_quat_w), site.quat_w[:, 0])
+    return rotation_vector(multiply(s.command(command)[:, 3:], inverse(now)))
 
 
 def reach_angle(s: State, site: SiteView, command: str) -> Tensor:

@@ -67,7 +67,7 @@ class reached(Term):
     def init(self, s: State) -> dict[str, Tensor]:
         # An episode's first target is drawn after this: until then the one of the last step stands, unseen.
         zero = torch.zeros(s.num_envs, device=s.device)
-        target = torch.full((s.num_envs, 7), torch.nan, device=s.device)
+        target = torch.full_like(s.command(self.command), torch.nan)
         return {"target": target, "held": zero, "done": zero, "successes": zero, "targets": zero}
 
     def advance(self, s: State) -> dict[str, Tensor]:

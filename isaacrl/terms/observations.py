@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from isaacrl.state import State, rotate, rotate_inverse
+from isaacrl.state import State, rotate_inverse
 from isaacrl.terms import ALL, Joints, Sites
 from isaacrl.terms.measures import reach_rotation
 
@@ -115,7 +115,8 @@ def imu_projected_gravity(s: State, *, sensor: str = "imu") -> Tensor:
 
 def gait_clock(s: State, *, period: float, offsets: list[float]) -> Tensor:
     """Sine and cosine of each foot's phase, time / period + offset turns, [E, 2 F]. period [s]."""
-    phase = 2 * math.pi * (s.episode_time[:, None] / period + s.episode_time.new_tensor(offsets))
+    turns = s.episode_time / period
+    phase = 2 * math.pi * torch.stack([turns + offset for offset in offsets], dim=1)
     return torch.cat((torch.sin(phase), torch.cos(phase)), dim=1)
 
 
@@ -137,9 +138,10 @@ def target_pos(s: State, *, command: str = "pose") -> Tensor:
 
 def target_axes(s: State, *, command: str = "pose") -> Tensor:
     """The x and y axes of the pose that a command asks for, in base axes, [E, 6]."""
-    quat = s.command(command)[:, 3:]
-    x, y = quat.new_tensor([1.0, 0.0, 0.0]), quat.new_tensor([0.0, 1.0, 0.0])
-    return torch.cat([rotate(quat, axis.expand(len(quat), 3)) for axis in (x, y)], dim=1)
+    w, x, y, z = s.command(command)[:, 3:].unbind(1)
+    x_axis = (1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y))
+    y_axis = (2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x))
+    return torch.stack((*x_axis, *y_axis), dim=1)
 
 
 def target_offset(s: State, *, site: Sites, command: str = "pose") -> Tensor:

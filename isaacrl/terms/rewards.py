@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from isaacrl.errors import UserError
-from isaacrl.sim.names import match
+from isaacrl.sim.names import by_pattern
 from isaacrl.state import State
 from isaacrl.terms import ALL, Joints, Sites, Term
 from isaacrl.terms.measures import is_moving, reach_angle, reach_distance
@@ -160,7 +160,7 @@ def joint_limits_l1(s: State, *, soft: float = 0.9, joints: Joints = ALL) -> Ten
 
 
 def at_joint_limits(s: State, *, beyond: float = 0.98, joints: Joints = ALL) -> Tensor:
-    """How many joints are at a limit: each counts from 0 at the share `beyond` of its half range to 1 at its end, [E]."""
+    """How many joints are at a limit: each counts, 0 at the share `beyond` of its half range, 1 at its end, [E]."""
     limits = s.robot.joint_pos_limits[joints]
     middle, half = limits.mean(dim=1), (limits[:, 1] - limits[:, 0]) / 2.0
     share = (s.joint_pos[:, joints] - middle).abs() / half
@@ -171,8 +171,8 @@ def at_joint_limits(s: State, *, beyond: float = 0.98, joints: Joints = ALL) -> 
 class pose(Term):
     """exp(-mean of ((q - q_default) / std)^2), in (0, 1], [E].
 
-    std: one number or joint pattern -> number, the tolerance [rad or m]; std_standing: the same while `command` asks
-    to stand.
+    std: one number, or one by joint pattern (the first that matches), the tolerance [rad or m]; std_standing: the same
+    while `command` asks to stand.
     """
 
     def __init__(
@@ -185,11 +185,11 @@ class pose(Term):
         joints: Joints = ALL,
     ):
         self.joints, self.command = joints, command
-        names = [s.robot.joint_names[i] for i in torch.arange(len(s.robot.joint_names))[joints].tolist()]
-        self.std = _by_pattern(std, names, "std").to(s.device)  # [J]
-        self.standing = (
-            self.std if std_standing is None else _by_pattern(std_standing, names, "std_standing").to(s.device)
-        )
+        ids = torch.arange(len(s.robot.joint_names), device=s.device)[joints].tolist()
+        names = [s.robot.joint_names[i] for i in ids]
+        self.std = torch.tensor(by_pattern(std, names, "std"), device=s.device)  # [J]
+        standing = std if std_standing is None else std_standing
+        self.standing = torch.tensor(by_pattern(standing, names, "std_standing"), device=s.device)  # [J]
         if std_standing is not None and command is None:
             raise UserError("std_standing needs `command`, the velocity command that says when to stand")
 
@@ -197,18 +197,6 @@ class pose(Term):
         std = torch.where(is_moving(s, self.command)[:, None], self.std, self.standing)
         error = (s.joint_pos[:, self.joints] - s.robot.default_joint_pos[self.joints]) / std
         return torch.exp(-error.square().mean(dim=1))
-
-
-def _by_pattern(value: Any, names: list[str], key: str) -> Tensor:
-    """[n] values for names: one number, or pattern -> number, of which the last that matches counts."""
-    if not isinstance(value, dict):
-        return torch.full((len(names),), float(value))
-    out = torch.full((len(names),), torch.nan)
-    for pattern, number in value.items():
-        out[match([pattern], names, key)] = float(number)
-    if missing := [name for name, x in zip(names, out.tolist()) if x != x]:
-        raise UserError(f"{key}: no pattern matches joint '{missing[0]}'")
-    return out
 
 
 class joint_acc_l2(Term):
@@ -329,7 +317,8 @@ def gait(
     touches = s.contact(sensor).in_contact
     if len(offsets) != touches.shape[1]:
         raise UserError(f"offsets: {len(offsets)} given for {touches.shape[1]} feet")
-    phase = torch.remainder(s.episode_time[:, None] / period + touches.new_tensor(offsets, dtype=torch.float32), 1.0)
+    # Number by number: a tensor made here would have a GPU wait for the host.
+    phase = torch.stack([torch.remainder(s.episode_time / period + offset, 1.0) for offset in offsets], dim=1)
     planned = (phase < duty) | ~is_moving(s, command)[:, None]
     return (touches == planned).float().mean(dim=1)
 

@@ -4,6 +4,7 @@ A sensor is a term with memory whose class also has `add_to(spec, name, base, **
 to the scene before it is compiled. Readings are those of the last physics step.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,7 +28,8 @@ class contact(Term):
     """Contacts of B bodies or geoms: force, and since when they touch or do not.
 
     bodies: names or patterns of bodies, or of geoms where no body matches. against: `ground` counts only contacts with
-    the world's own geoms, `self` only those with the robot, null all. subtree: with all bodies below included.
+    the world's own geoms, `self` only those with the robot, null all. subtree: with all bodies below included; the
+    force is then that of the strongest contact, and has no world axes.
     threshold: contact means a larger force than this [N]. history: for how many steps `force_history` reaches back.
     """
 
@@ -68,6 +70,8 @@ class contact(Term):
         if against not in (None, "ground", "self"):
             raise UserError(f"task.sensors.{name}.against: got '{against}'; use ground, self or null")
         kind, names = _find(spec, [bodies] if isinstance(bodies, str) else list(bodies), f"task.sensors.{name}.bodies")
+        if subtree and kind != _OBJECT.mjOBJ_BODY:
+            raise UserError(f"task.sensors.{name}.subtree: '{names[0]}' is a geom; name bodies, or leave subtree out")
         if subtree:
             kind = _OBJECT.mjOBJ_XBODY
         for one in names:
@@ -82,7 +86,7 @@ class contact(Term):
             if against == "ground":
                 sensor.reftype, sensor.refname = _OBJECT.mjOBJ_BODY, "world"
             elif against == "self":
-                sensor.reftype, sensor.refname = _OBJECT.mjOBJ_XBODY, base
+                sensor.reftype, sensor.refname = _OBJECT.mjOBJ_XBODY, _top(spec, base)
 
     def named(self, name: str) -> None:
         """Find the MuJoCo sensors and the bodies or geoms of this name."""
@@ -91,7 +95,8 @@ class contact(Term):
         self.names = [model.sensor(i).name.partition("/")[2] for i in mine]
         self._span = slice(model.sensor_adr[mine[0]], model.sensor_adr[mine[-1]] + model.sensor_dim[mine[-1]])
         is_geom = model.sensor_objtype[mine[0]] == _OBJECT.mjOBJ_GEOM
-        self.parts: BodyView | GeomView = s.geom(*self.names) if is_geom else s.body(*self.names)
+        exact = [re.escape(one) for one in self.names]
+        self.parts: BodyView | GeomView = s.geom(*exact) if is_geom else s.body(*exact)
         self._own_frame = model.sensor_intprm[mine[0], 1] == _STRONGEST
 
     @property
@@ -100,10 +105,10 @@ class contact(Term):
 
     @property
     def force_w(self) -> Tensor:
-        """Net contact force on each, world axes (in the contact's own frame with subtree) [N], [E, B, 3]."""
-        force = self._reading[..., 1:]
-        # MuJoCo gives the force on the second of the two that touch.
-        return force if self._own_frame else -force
+        """Net contact force on each, world axes [N], [E, B, 3]. Raises: UserError with subtree."""
+        if self._own_frame:
+            raise UserError(f"sensor of '{self.names[0]}': with subtree a force has no world axes; name its bodies")
+        return -self._reading[..., 1:]  # MuJoCo gives the force on the second of the two that touch
 
     @property
     def force(self) -> Tensor:
@@ -122,8 +127,8 @@ class contact(Term):
         force, dt = self.force, s.step_dt
         touches = force > self.threshold
         landed, lifted = touches & ~self.in_contact, ~touches & self.in_contact
-        # What an episode begins with is no landing: the robot was put there.
-        landed = landed & (s.episode_step > 1)[:, None]
+        # What an episode begins with is no landing: the robot was put there. Afterwards one of the times is above 0.
+        landed = landed & (self.air_time + self.contact_time > 0.0)
         return {
             "in_contact": touches,
             "first_contact": landed,
@@ -177,6 +182,14 @@ class imu(Term):
     def projected_gravity_b(self) -> Tensor:
         """Unit vector along gravity, IMU axes, [E, 3]."""
         return -self._state.sensor(f"{self._name}/up")
+
+
+def _top(spec: mujoco.MjSpec, name: str) -> str:
+    """The body of the world's own children that a body hangs from: the whole robot."""
+    body = spec.body(name)
+    while body.parent is not None and body.parent.name != "world":
+        body = body.parent
+    return body.name
 
 
 def _find(spec: mujoco.MjSpec, patterns: Sequence[str], key: str) -> tuple[Any, list[str]]:
