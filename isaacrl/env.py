@@ -210,10 +210,10 @@ class Env:
             self._record(rewards, reward, done)
             final_obs = self._observe()
 
+            for command in self.command_terms:  # worlds that reset draw new ones all the same
+                command.advance(s)
             if self.device != "cpu" or bool(done.any()):  # asking a CPU costs nothing; a GPU is never asked
                 self._reset(done)
-            for command in self.command_terms:
-                command.advance(s)
             self._read_commands()
             self.obs = self._observe(again=True, reset=done)
         info = {"final_obs": final_obs, "target": target, "nonfinite": engine.nonfinite}

@@ -410,8 +410,10 @@ class State(_Lazy):
 def _named(table: dict[str, Any], name: str, what: str, section: str, has: str = "") -> Any:
     """The entry of a table; UserError where there is none, or its class lacks an attribute that such an entry has."""
     if name not in table or has and not hasattr(type(table[name]), has):
-        known = ", ".join(table) or "none"
-        raise UserError(f"no {what} '{name}'{did_you_mean(name, table)}; task.{section} has: {known}")
+        known = [n for n, entry in table.items() if not has or hasattr(type(entry), has)]
+        raise UserError(
+            f"no {what} '{name}'{did_you_mean(name, known)}; task.{section} has: {', '.join(known) or 'none'}"
+        )
     return table[name]
 
 

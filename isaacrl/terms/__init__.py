@@ -97,10 +97,10 @@ class Bound:
                 self.joints = [s.robot.joint_names[i] for i in ids]
                 self.joint_units = [s.robot.joint_units[i] for i in ids]
                 value = as_index(ids, s.device)
-            elif kind is Bodies:
-                value = s.body(*patterns(value))
-            elif kind is Sites:
-                value = s.site(*patterns(value))
+            elif kind in (Bodies, Sites):
+                names = s.robot.body_names if kind is Bodies else s.robot.site_names
+                match(patterns(value), names, f"{self.key}.{p.name}")  # a mistake is one of this key
+                value = s.body(*patterns(value)) if kind is Bodies else s.site(*patterns(value))
             params[p.name] = value
         if given:
             known = [p.name for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
