@@ -43,10 +43,10 @@ def play(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     result = {"run": str(run_path), "reward": reward, "renderer": render.backend()[0]}
     middle = len(shots) // 2
     picture, video = folder / f"{name}.png", folder / f"{name}.mp4"
-    render.write_png(next(iter(render.render_frames(env.engine.model, shots[middle : middle + 1], **how))), picture)
+    render.write_png(next(iter(render.render_frames(env.visual_model, shots[middle : middle + 1], **how))), picture)
     result["png"] = str(picture)
     if options.video:
-        render.write_video(render.render_frames(env.engine.model, shots, **how), video, fps=1.0 / (every * env.step_dt))
+        render.write_video(render.render_frames(env.visual_model, shots, **how), video, fps=1.0 / (every * env.step_dt))
         result["video"] = str(video)
         print(f"video:   {video}  ({options.seconds:g} s, renderer {result['renderer']})")
     print(f"picture: {picture}")
@@ -60,7 +60,7 @@ def film(cfg: DictConfig, algo: Any, run_path: Path, iteration: int) -> Path:
     qpos, _ = record(env, algo.act, max(1, round(FILM_S / env.step_dt)))
     every = max(1, round(1.0 / (FILM_FPS * env.step_dt)))
     camera: Any = OmegaConf.to_container(cfg.task.camera)
-    frames = render.render_frames(env.engine.model, qpos[::every], camera=camera, width=480, height=360)
+    frames = render.render_frames(env.visual_model, qpos[::every], camera=camera, width=480, height=360)
     path = _videos(run_path) / f"iteration_{iteration:06d}.mp4"
     render.write_video(frames, path, fps=1.0 / (every * env.step_dt))
     return path

@@ -95,7 +95,7 @@ def _folder(cfg: DictConfig) -> Path:
 
 def robot(env: Env, cfg: DictConfig) -> dict[str, Any]:
     """Constants of the robot and of its simulation."""
-    m, r = env.engine.model, env.state.robot
+    m, r = env.visual_model, env.state.robot
     data = mujoco.MjData(m)
     data.qpos[:] = r.default_qpos.cpu().numpy()
     mujoco.mj_kinematics(m, data)
@@ -154,7 +154,7 @@ def _geom_name(m: mujoco.MjModel, g: int) -> str:
 
 def picture(env: Env, cfg: DictConfig, folder: Path) -> tuple[str | None, str | None]:
     """(path of a picture of some worlds as they start, why there is none)."""
-    n, model = min(env.num_envs, TILES), env.engine.model
+    n, model = min(env.num_envs, TILES), env.visual_model
     mocap = None
     if model.nmocap:
         mocap = tuple(env.engine.field(f)[None, :n].cpu().numpy() for f in ("mocap_pos", "mocap_quat"))

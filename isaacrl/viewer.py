@@ -17,7 +17,7 @@ def view(env: Env, act: Callable[[Tensor], Tensor]) -> None:
         from mjviser import Viewer
     except ImportError:
         raise UserError("viewer=browser needs the viewer extra: pip install 'isaacrl[viewer]'") from None
-    model, data = env.engine.model, mujoco.MjData(env.engine.model)
+    model, data = env.visual_model, mujoco.MjData(env.visual_model)
     obs, due = env.reset(), 0
 
     @torch.no_grad()

@@ -208,7 +208,7 @@ def test_effort_limits_come_from_the_urdf_unless_they_are_given(tmp_path):
 
 def test_visual_geometry_is_drawn_and_collision_geometry_collides(tmp_path):
     look = '<visual><geometry><sphere radius="0.3"/></geometry></visual>'
-    model = scene(arm(tmp_path / "arm.urdf", SOLID + look)).model
+    model = scene(arm(tmp_path / "arm.urdf", SOLID + look)).visual_model
     tip = [g for g in range(model.ngeom) if model.geom_bodyid[g] == model.body("tip").id]
     sphere, box = sorted(tip, key=lambda g: model.geom_type[g])
     assert not model.geom_contype[sphere] and model.geom_contype[box]

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import mujoco
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from isaacrl.errors import UserError
 from isaacrl.sim.actuators import actuation_of, add_actuators
 from isaacrl.sim.assets import check_driven, compile_spec, joint_names, limit_efforts, load, settle
 from isaacrl.sim.engine import Actuation
@@ -29,11 +31,12 @@ GROUND_CONTACT = {
 
 @dataclass
 class Scene:
-    """What an engine steps."""
+    """What an engine steps, and what pictures show. Both models have the same state, bodies, sites and names."""
 
     spec: mujoco.MjSpec
-    model: mujoco.MjModel
+    model: mujoco.MjModel  # for physics: without the nameless geoms that are there for the eye alone
     actuation: Actuation
+    visual_model: mujoco.MjModel  # for pictures: everything
 
 
 def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpec], None] | None = None) -> Scene:
@@ -56,7 +59,39 @@ def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpe
     if settle(robot, model, OmegaConf.to_container(asset.get("default_pose") or OmegaConf.create({}), resolve=True)):
         model = compile_spec(spec, asset.path)
     check_driven(robot, model)
-    return Scene(spec, model, actuation_of(model, chosen))
+    spec, physics = without_visuals(spec, model, asset.path)
+    return Scene(spec, physics, actuation_of(model, chosen), visual_model=model)
+
+
+def without_visuals(spec: mujoco.MjSpec, model: mujoco.MjModel, file: str) -> tuple[mujoco.MjSpec, mujoco.MjModel]:
+    """The scene without what only pictures need; the one given where that would not move in exactly the same way.
+
+    C MuJoCo moves every geom at every step: where most of them are for the eye, this is a tenth to a third of its time.
+    Geoms with a name stay, since sensors, contact pairs, tendons and terms may refer to them; so do all where a sensor
+    casts rays, a fluid acts on them or bodies may sleep.
+    """
+    sees = (model.sensor_type == int(mujoco.mjtSensor.mjSENS_RANGEFINDER)).any()
+    sleeps = model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP
+    if sees or sleeps or model.opt.density or model.opt.viscosity:
+        return spec, model
+    bare = spec.copy()
+    bare.compiler.inertiafromgeom, bare.compiler.settotalmass = mujoco.mjtInertiaFromGeom.mjINERTIAFROMGEOM_AUTO, -1
+    for body, compiled in zip(bare.bodies, spec.bodies):  # what geoms gave to a body stays
+        i = compiled.id
+        if i > 0:
+            body.explicitinertial, body.fullinertia = True, [np.nan] * 6
+            body.mass, body.inertia = model.body_mass[i], model.body_inertia[i]
+            body.ipos, body.iquat = model.body_ipos[i], model.body_iquat[i]
+    for geom in list(bare.geoms):
+        if not (geom.name or geom.contype or geom.conaffinity):
+            bare.delete(geom)
+    try:
+        physics = compile_spec(bare, file)
+    except UserError:
+        return spec, model
+    inertial = ("body_mass", "body_inertia", "body_ipos", "body_iquat", "dof_invweight0", "body_invweight0")
+    same = all(np.array_equal(getattr(model, f), getattr(physics, f)) for f in inertial)
+    return (bare, physics) if same else (spec, model)
 
 
 def add_surroundings(spec: mujoco.MjSpec) -> None:
