@@ -147,17 +147,25 @@ def test_forces_at_rest_are_weights_and_levers(engine):
             )
     np.testing.assert_allclose(s.contact("any").force, [[9.81 * tip]] * 2, atol=0.03)
     assert s.contact("any").in_contact.all() and not s.contact("arm").in_contact.any()
-    value = lambda name, family="rewards", **p: Bound(family, name, p, s, f"task.{family}.x")(s)  # noqa: E731
+    value = lambda x, family="rewards", **p: Bound(family, x, p, s, f"task.{family}.x")(s)  # noqa: E731
     assert value("contact_count", sensor="any").tolist() == [1.0, 1.0]
     assert value("contact_count", sensor="feet", threshold=22.0).tolist() == [1.0, 1.0]  # 25 N and 20 N
     assert value("contact_above", "terminations", sensor="arm", force=0.0).tolist() == [False, False]
     np.testing.assert_allclose(value("contact_excess", sensor="all", threshold=30.0), [weight - 30.0] * 2, atol=0.3)
     np.testing.assert_allclose(value("contact_force", "observations")[0], [0, 0, front, 0, 0, back], atol=0.3)
+    np.testing.assert_allclose(value("foot_height", "observations", sensor="feet"), [[0.03, 0.03]] * 2, atol=1e-3)
+    assert value("in_contact", "observations", sensor="self").tolist() == [[1.0, 1.0]] * 2
+    assert value("contact_share", "metrics", sensor="arm").tolist() == [0.0, 0.0]
+    np.testing.assert_allclose(value("air_time", "observations", sensor="arm"), [[0.8]] * 2, rtol=1e-4)  # all 80 steps
     turn = matrix(quaternion(0.4, 0, 0)) @ matrix(quaternion(0, -0.7, 0)) @ matrix(quaternion(0, 0, 1.2))
     for name, axes in (("imu", np.eye(3)), ("head", turn)):  # at rest an accelerometer feels the ground's push
         np.testing.assert_allclose(s.imu(name).lin_acc_b, [axes.T @ (9.81 * up)] * 2, atol=0.1)
         np.testing.assert_allclose(s.imu(name).projected_gravity_b, [-axes.T @ up] * 2, atol=0.01)
         np.testing.assert_allclose(s.imu(name).ang_vel_b, [[0.0] * 3] * 2, atol=0.01)
+        for what in ("lin_acc", "projected_gravity", "ang_vel"):
+            reading = value(f"imu_{what}", "observations", sensor=name)
+            assert torch.equal(reading, getattr(s.imu(name), f"{what}_b"))
+    assert torch.equal(value("sensor", "observations", name="head/gyro"), s.imu("head").ang_vel_b)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -193,6 +201,14 @@ def test_an_imu_knows_the_start_of_an_episode(engine):
     for _ in range(4):  # ends in the third step
         np.testing.assert_allclose(env.state.imu().ang_vel_b, env.state.base_ang_vel_b, atol=1e-5)
         env.step(torch.zeros(2, 2))
+
+
+def test_a_staggered_start_is_no_landing():
+    env = make(n=8, sensors={"feet": SENSORS["feet"]})
+    env.stagger()
+    env.step(torch.zeros(8, 2))
+    feet = env.state.contact("feet")
+    assert env.state.episode_step.min() > 1 and feet.in_contact.all() and not feet.first_contact.any()
 
 
 def test_names_are_names_and_self_means_the_whole_robot():

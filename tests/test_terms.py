@@ -278,7 +278,56 @@ def test_rewards_of_actions_torques_and_episodes_by_hand():
     }
     for name, numbers in expected.items():
         np.testing.assert_allclose(value(env, name), numbers, rtol=1e-4, err_msg=name)
+    observed = [value(env, name, "observations") for name in ("joint_torque", "last_action")]
+    np.testing.assert_allclose(observed, [torque, second.numpy()], atol=1e-6)
     put(env)
     _, reward, terminated, _, _ = env.step(second)
     assert terminated.tolist() == [False, True]
     np.testing.assert_allclose(reward, [env.step_dt, -3.0], rtol=1e-5)  # the weight is the event's reward
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_terms_on_a_gpu_never_wait_for_it():
+    """Those that hold numbers of their own, such as offsets, patterns and ranges; joints that lie apart."""
+    apart = {"joints": ["hip", "wheel"]}
+    velocity = {"lin_vel_x": [-1, 1], "ang_vel_z": [-1, 1], "heading": 0.5, "minimum": 0.1, "standing": 0.1}
+    clock = {"period": 0.4, "offsets": [0.0, 0.5]}
+    pose = {"x": [0.3, 0.6], "y": [-0.2, 0.2], "z": [0.1, 0.5], "yaw": [-1, 1], "resample_s": [0.1, 0.2]}
+    rewards = {
+        "pose": {"std": {"hip": 0.5, ".*": 1.0}, "std_standing": 0.1, "command": "velocity", **apart},
+        "gait": clock,
+        "swing_height": {"height": 0.1},
+        "feet_air_time": {},
+        "feet_slip": {},
+        "stumble": {},
+        "progress": {},
+        "heading": {},
+        "at_joint_limits": apart,
+        "joint_acc_l2": apart,
+        "orientation_error": {"site": "tip"},
+    }
+    env = make(
+        64,
+        {
+            "sensors": {"feet": {"fn": "contact", "bodies": [r"foot\.l", "footal"], "history": 2}, "imu": {}},
+            "commands": {"velocity": velocity, "pose": pose},
+            "observations": {
+                "policy": {"gait_clock": clock, "target_axes": {}, "site_axes": {"site": "tip"}, "imu_lin_acc": {}}
+            },
+            "rewards": {name: node | {"weight": 1.0} for name, node in rewards.items()},
+            "metrics": {"reached": {"site": "tip", "distance": 0.02, "angle": 0.2, "hold_s": 0.1, "reduce": "last"}},
+            "events": {"reset_base": {"yaw": [-3, 3], "velocity": [[-1, 1]] * 6}},
+        },
+        device="cuda",
+    )
+    action = torch.randn(64, 4, device="cuda")
+    for _ in range(20):
+        env.step(action)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            env.step(action)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -23,9 +23,9 @@ VEL = np.array(
 COMMAND = np.array([[0.4, -0.2, 0.5], [0.03, 0.02, -0.05]])  # the second asks to stand
 
 
-def make(n=2, task=None, **keys):
+def make(n=2, task=None, device="cpu"):
     """An environment of the tumbler; task: tables and other keys of the task."""
-    cfg = compose(["task=cartpole", f"num_envs={n}", "device=cpu", *(f"{k}={v}" for k, v in keys.items())])
+    cfg = compose(["task=cartpole", f"num_envs={n}", f"device={device}"])
     cfg.asset.path, cfg.asset.base, cfg.asset.default_pose = str(MODEL), None, {"hip": 0.2, "knee": 0.3}
     cfg.asset.actuators = {"all": {"joints": [".*"], "law": "effort"}}
     cfg.task.actions = {"effort": {"joints": [".*"], "scale": 2.0}}
