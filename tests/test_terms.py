@@ -20,10 +20,10 @@ class Feet:
     """What a contact sensor of two feet might read."""
 
     in_contact = torch.tensor([[True, False], [True, True]])
-    first_contact = torch.tensor([[True, False], [True, True]])
+    first_contact = torch.tensor([[True, False], [False, True]])
     last_air_time = torch.tensor([[0.7, 0.9], [0.4, 3.0]])  # [s]
-    force_w = torch.tensor([[[30.0, 40.0, 12.0], [0.0, 0.0, 0.0]], [[3.0, 0.0, -0.5], [2.0, 0.0, 100.0]]])  # [N]
-    force = torch.linalg.vector_norm(force_w, dim=2)  # 51.4, 0, 3.04, 100.02
+    force_w = torch.tensor([[[30.0, 40.0, 12.0], [0.0, 0.0, 0.0]], [[3.0, 0.0, -1.0], [2.0, 0.0, 100.0]]])  # [N]
+    force = torch.linalg.vector_norm(force_w, dim=2)  # 51.4, 0, 3.16, 100.02
 
 
 @pytest.fixture(scope="module")
@@ -177,20 +177,20 @@ def test_rewards_of_feet_by_hand(world, data):
     touch = Feet.in_contact.numpy()
     clearance = (np.abs(z - 0.6) * speed).sum(1)
     expected = [
-        # World 0: one foot lands after 0.7 s. World 1: two, after 0.4 s and 3 s, which counts as 1 s; told to stand.
+        # World 0: one foot lands after 0.7 s. World 1: one, after 3 s, which counts as 1 s; told to stand.
         ("feet_air_time", {"threshold": 0.5}, [0.2 / dt, 0.0]),
-        ("feet_air_time", {"threshold": 0.5, "command": None}, [0.2 / dt, (-0.1 + 0.5) / dt]),
+        ("feet_air_time", {"threshold": 0.8, "command": None}, [-0.1 / dt, 0.2 / dt]),
         ("feet_slip", {}, (speed**2 * touch).sum(1)),
         ("feet_clearance", {"height": 0.6}, [clearance[0], 0.0]),
         ("feet_clearance", {"height": 0.6, "command": None}, clearance),
-        ("soft_landing", {}, [math.sqrt(50**2 + 12**2), math.hypot(3, 0.5) + math.hypot(2, 100)]),
-        ("stumble", {"ratio": 4.0}, [1.0, 1.0]),  # 50 > 48; 3 > 2 but not 2 > 400
-        ("stumble", {"ratio": 4.5}, [0.0, 1.0]),
+        ("soft_landing", {}, [math.sqrt(50**2 + 12**2), math.hypot(2, 100)]),
+        ("stumble", {"ratio": 4.0}, [1.0, 0.0]),  # 50 > 48, but neither 3 > 4 nor 2 > 400
+        ("stumble", {"ratio": 2.5}, [1.0, 1.0]),
         ("contact_count", {"sensor": "feet", "threshold": 4.0}, [1.0, 1.0]),
         (
             "contact_excess",
             {"threshold": 3.0},
-            [math.sqrt(50**2 + 12**2) - 3, math.hypot(3, 0.5) + math.hypot(2, 100) - 6],
+            [math.sqrt(50**2 + 12**2) - 3, math.hypot(3, 1) + math.hypot(2, 100) - 6],
         ),
     ]
     for name, params, numbers in expected:
