@@ -38,6 +38,7 @@ import mujoco_warp as mjw  # noqa: E402  (it would start Warp)
 
 from isaacrl.errors import UserError  # noqa: E402
 from isaacrl.sim.actuators import Law  # noqa: E402
+from isaacrl.sim.capacity import estimate  # noqa: E402
 from isaacrl.sim.drives import FIELDS, Drives  # noqa: E402
 from isaacrl.sim.engine import STATE_FIELDS, Actuation, check_computed  # noqa: E402
 from isaacrl.suggest import did_you_mean, one_line  # noqa: E402
@@ -120,7 +121,8 @@ class MjwarpEngine:
         own = [*per_world, *derived, *self.drives.needs]
         try:
             self.m = mjw.put_model(model, batch_sizes=dict.fromkeys(own, num_envs))
-            self.d = mjw.make_data(model, nworld=num_envs, nconmax=cfg.nconmax, njmax=cfg.njmax)
+            nconmax, njmax = estimate(model) if None in (cfg.nconmax, cfg.njmax) else (None, None)
+            self.d = mjw.make_data(model, nworld=num_envs, nconmax=cfg.nconmax or nconmax, njmax=cfg.njmax or njmax)
         except (NotImplementedError, ValueError) as e:
             raise UserError(f"sim.engine=mjwarp cannot step this model: {one_line(e)}; use sim.engine=mujoco") from None
         self.m.opt.warn_overflow = 0  # counted instead
