@@ -7,173 +7,27 @@ it is compared twice: with C MuJoCo given mujoco-warp's frames, where float32 is
 it is, where worlds in which a capsule slides on the ground differ by what the pyramid is off the round cone.
 """
 
-from pathlib import Path
-
 import mujoco
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from robot_states import ASSETS, GPU, build, frames_of, on_devices, put, random_states, reference, scene, stacked
 
 import isaacrl
-from isaacrl import sim
-from isaacrl.schema import SimConfig
-from isaacrl.sim.assets import lowest_point
-from isaacrl.sim.engine import PD
 
-ROOT = Path(isaacrl.__file__).parent.parent
-ASSETS = sorted(p.stem for p in (ROOT / "conf" / "asset").glob("*.yaml"))
 WORLDS = 200
 FIELDS = ("qpos", "qvel", "qacc")
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
+# One of each kind: an arm, a sparse Jacobian, explicit motors, contacts of the robot with itself.
+CPU = ["franka_torque", "g1", "go2", "humanoid"]
 LIMIT = int(mujoco.mjtConstraint.mjCNSTR_LIMIT_JOINT)  # rows of limits and contacts have this type or a higher one
 
 # A world's error is the largest difference relative to the field's largest value in that world, at least 1; median
 # and 99th percentile over the worlds. Float32 resolves 6e-8; solving for contact forces amplifies that by the condition
 # of the problem, most for the humanoid, whose light arms hang on a heavy trunk. Measured: six tenths of these or less.
 SAME_FRAMES = {"qpos": (3e-7, 3e-6), "qvel": (1e-5, 1e-4), "qacc": (1e-5, 1e-4)}
-# In the median world no capsule slides. Measured at the 99th percentile: up to 5e-3, 0.24 and 0.4 (ant, humanoid), half
-# of that or less for the others.
-OWN_FRAMES = {"qpos": (3e-7, 1e-2), "qvel": (1e-5, 0.4), "qacc": (1e-5, 0.5)}
-
-
-def scene(name, edit=None):
-    asset = OmegaConf.load(ROOT / "conf" / "asset" / f"{name}.yaml")
-    return sim.make_scene(asset, OmegaConf.create({"physics_dt": 0.005}), edit)
-
-
-def build(s, n, engine, device="cpu", randomized=()):
-    return sim.build(s.model, n, device, SimConfig(engine=engine, num_threads=1), s.actuation, randomized)
-
-
-# --- random states ---------------------------------------------------------------------------------------------------
-
-
-def random_states(model, actuation, n, seed=0):
-    """(qpos, qvel, target), float32. Of the joints, two in five are up to 2% of their range beyond a limit, or
-    nine in ten up to 4% where the robot is bolted down.
-
-    Free robots lie anyhow in half of the worlds, stand nearly upright in the others, and have their lowest point up to
-    5 cm below the ground (above it in every eighth world). Of robots bolted down, each world has that of 16 poses which
-    is nearest to touching the ground: no deeper than a box is high, since C MuJoCo keeps four of the corners of a box
-    in a plane and mujoco-warp eight.
-    """
-    rng, data = np.random.default_rng(seed), mujoco.MjData(model)
-    free = model.jnt_type[0] == int(mujoco.mjtJoint.mjJNT_FREE)
-    joints = np.arange(1 if free else 0, model.njnt)
-    low, high = model.jnt_range[joints].T
-    # Robots bolted down have few rows besides their limits, and servos that pull them back.
-    share, depth = (0.2, 0.02) if free else (0.45, 0.04)
-
-    def low_point(qpos):
-        data.qpos[:] = qpos
-        mujoco.mj_kinematics(model, data)
-        return lowest_point(model, data)
-
-    def pose():
-        qpos, where = model.qpos0.copy(), rng.random(len(joints))
-        past = rng.uniform(0.0, depth, len(joints)) * (high - low)
-        inside = rng.uniform(low, high)
-        limited = model.jnt_limited[joints] == 1
-        angle = np.where(where < share, low - past, np.where(where > 1.0 - share, high + past, inside))
-        qpos[model.jnt_qposadr[joints]] = np.where(limited, angle, rng.uniform(-1.0, 1.0, len(joints)))
-        return qpos
-
-    states = []
-    for i in range(n):
-        if free:
-            qpos = pose()
-            quat = rng.normal(size=4) * (1.0 if i % 2 else 0.1) + [0.0 if i % 2 else 1.0, 0.0, 0.0, 0.0]
-            qpos[3:7] = quat / np.linalg.norm(quat)
-            qpos[2] += (rng.uniform(0.0, 0.3) if i % 8 == 0 else rng.uniform(-0.05, 0.0)) - low_point(qpos)
-        else:
-            qpos = min((pose() for _ in range(16)), key=lambda q: abs(low_point(q) + 0.002))
-        states.append(qpos)
-    goal = np.where((model.actuator_biastype == int(mujoco.mjtBias.mjBIAS_AFFINE)) | (actuation.law == PD), 1.0, 0.0)
-    reach = np.where(goal[:, None] > 0, model.jnt_range[model.actuator_trnid[:, 0]], model.actuator_forcerange)
-    target = rng.uniform(reach[:, 0], reach[:, 1], (n, model.nu))
-    qvel = rng.normal(size=(n, model.nv)) * (1.0 if free else 0.3)
-    return [torch.tensor(x, dtype=torch.float32) for x in (np.array(states), qvel, target)]
-
-
-def put(engine, qpos, qvel):
-    engine.write("qpos", qpos.to(engine.device))
-    engine.write("qvel", qvel.to(engine.device))
-    engine.forward()
-
-
-# --- plain MuJoCo ----------------------------------------------------------------------------------------------------
-
-
-def control(a, data, target, kp=None):
-    """The actuation law of one world in numpy; kp replaces the actuation's."""
-    pd, kp = a.law == PD, a.kp if kp is None else kp
-    speed = data.qvel[a.qvel_adr]
-    torque = kp * (target - data.qpos[a.qpos_adr]) - a.kd * speed
-    most, least = a.effort_limit.copy(), -a.effort_limit
-    for u in np.flatnonzero(np.isfinite(a.velocity_limit)):
-        droop = a.saturation_effort[u] / a.velocity_limit[u] * speed[u]
-        most[u] = min(most[u], max(a.saturation_effort[u] - droop, 0.0))
-        least[u] = max(least[u], min(-a.saturation_effort[u] - droop, 0.0))
-    return np.where(pd, np.minimum(np.maximum(torque, least), most), target)
-
-
-def step_by_parts(model, data, frames=None):
-    """mj_step in its parts; the contacts may take other frames: [k, 2] geoms, [k, 3] positions, [k, 3, 3] frames."""
-    mujoco.mj_kinematics(model, data)
-    mujoco.mj_comPos(model, data)
-    mujoco.mj_camlight(model, data)
-    mujoco.mj_tendon(model, data)
-    mujoco.mj_makeM(model, data)
-    mujoco.mj_factorM(model, data)
-    mujoco.mj_collision(model, data)
-    for contact in data.contact[: data.ncon] if frames else ():
-        geoms, positions, matrices = frames
-        same = np.flatnonzero((geoms == contact.geom).all(axis=1))
-        nearest = same[np.argmin(np.linalg.norm(positions[same] - contact.pos, axis=1))]
-        np.testing.assert_allclose(matrices[nearest][0], contact.frame[:3], atol=1e-3, err_msg="normal")
-        contact.frame[:] = matrices[nearest].ravel()
-    mujoco.mj_makeConstraint(model, data)
-    mujoco.mj_island(model, data)
-    mujoco.mj_transmission(model, data)
-    mujoco.mj_projectConstraint(model, data)
-    mujoco.mj_sensorPos(model, data)
-    mujoco.mj_fwdVelocity(model, data)
-    mujoco.mj_sensorVel(model, data)
-    mujoco.mj_fwdActuation(model, data)
-    mujoco.mj_fwdAcceleration(model, data)
-    mujoco.mj_fwdConstraint(model, data)
-    mujoco.mj_sensorAcc(model, data)
-    implicit = model.opt.integrator == int(mujoco.mjtIntegrator.mjINT_IMPLICITFAST)
-    (mujoco.mj_implicit if implicit else mujoco.mj_Euler)(model, data)
-
-
-def reference(models, actuation, qpos, qvel, target, frames=None, kp=None, by_parts=False):
-    """The data of each world after one physics step of its model."""
-    out = []
-    for i, model in enumerate(models):
-        data = mujoco.MjData(model)
-        data.qpos[:], data.qvel[:] = qpos[i], qvel[i]
-        data.ctrl[:] = control(actuation, data, target[i].double().numpy(), None if kp is None else kp[i])
-        if frames or by_parts:
-            step_by_parts(model, data, frames[i] if frames else None)
-        else:
-            mujoco.mj_step(model, data)
-        out.append(data)
-    return out
-
-
-def stacked(datas, name):
-    return np.stack([np.array(getattr(d, name)) for d in datas])
-
-
-def frames_of(engine):
-    """Geoms, positions and frames of the contacts of each world of mjwarp's last step."""
-    contact, n = engine.d.contact, int(engine.d.nacon.numpy()[0])
-    world = contact.worldid.numpy()[:n]
-    arrays = [getattr(contact, name).numpy()[:n] for name in ("geom", "pos", "frame")]
-    return [tuple(a[world == i] for a in arrays) for i in range(engine.num_envs)]
+# Along the diagonals of a pyramid friction is 1 / sqrt(2) of that along its axes, so a sliding capsule may be slowed by
+# as much less. In the median world none slides. Measured at the 99th percentile: ant 1e-3, 0.3, 0.6; others up to half.
+OWN_FRAMES = {"qpos": (3e-7, 1e-2), "qvel": (1e-5, 0.5), "qacc": (1e-5, 1.0)}
 
 
 def histogram(name, datas):
@@ -220,16 +74,14 @@ def test_mujoco_engine_equals_mj_step_exactly(name):
     assert all(np.array_equal(stacked(parts, f), stacked(expected, f)) for f in FIELDS), "step_by_parts is not mj_step"
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ASSETS)
+@pytest.mark.parametrize("name, device", on_devices(CPU))
 def test_mjwarp_engine_agrees_with_mj_step(name, device):
     s = scene(name)
     states = random_states(s.model, s.actuation, WORLDS)
     engine = build(s, WORLDS, "mjwarp", device)
-    count = engine.field("ncon").clone()
+    count = engine.field("ncon")
     put(engine, *states[:2])
     engine.step(1, states[2].to(engine.device))
-    count = engine.field("ncon").tolist()
     as_it_is = reference([s.model] * WORLDS, s.actuation, *states)
     same_frames = reference([s.model] * WORLDS, s.actuation, *states, frames=frames_of(engine))
     text, _ = histogram(name, as_it_is)
@@ -241,6 +93,144 @@ def test_mjwarp_engine_agrees_with_mj_step(name, device):
         text += f"\n  {label}, median and 99%: {line}"
         assert not bad, f"{text}\n{bad}"
     print(text)
-    assert count == [d.ncon for d in as_it_is], text
+    assert count.tolist() == [d.ncon for d in as_it_is], text
     assert engine._view("nefc").tolist() == [d.nefc for d in as_it_is], text
     assert not engine.nonfinite.any() and not engine.overflow.any(), text
+
+
+# --- models that differ by world -------------------------------------------------------------------------------------
+
+RANDOMIZED = [
+    "body_mass",
+    "body_inertia",
+    "body_ipos",
+    "geom_friction",
+    "dof_damping",
+    "dof_armature",
+    "actuation.kp",
+    "actuation.strength",
+]
+
+
+def draw(s, engine, n):
+    """Values of the randomized fields, [E, ...], written to the engine as well."""
+    rng, values = np.random.default_rng(1), {}
+    for name in RANDOMIZED:
+        field = engine.model_field(name)
+        start = field.double().cpu().numpy()
+        value = start * rng.uniform(0.7, 1.3, start.shape)
+        if name == "body_inertia":  # one factor a body: no moment may exceed the sum of the other two
+            value = start * rng.uniform(0.7, 1.3, (n, s.model.nbody, 1))
+        elif name == "body_ipos":
+            value[:, 1:] = start[:, 1:] + rng.uniform(-0.02, 0.02, start[:, 1:].shape)
+        values[name] = value.astype(np.float32).astype(float)
+        field.copy_(torch.tensor(values[name]))
+    engine.set_const()
+    return values
+
+
+def compiled(s, values, i):
+    """The model of world i, compiled with its values."""
+    spec, m = s.spec.copy(), s.model
+    spec.compiler.inertiafromgeom = mujoco.mjtInertiaFromGeom.mjINERTIAFROMGEOM_AUTO
+    for body, known in zip(spec.bodies, s.spec.bodies):
+        if known.id > 0:
+            body.explicitinertial, body.fullinertia = True, [np.nan] * 6
+            body.mass, body.inertia = values["body_mass"][i, known.id], values["body_inertia"][i, known.id]
+            body.ipos, body.iquat = values["body_ipos"][i, known.id], m.body_iquat[known.id]
+    for geom, known in zip(spec.geoms, s.spec.geoms):
+        geom.friction = values["geom_friction"][i, known.id]
+    for joint, known in zip(spec.joints, s.spec.joints):
+        dof = m.jnt_dofadr[known.id]
+        joint.damping, joint.armature = [values["dof_damping"][i, dof], 0.0, 0.0], values["dof_armature"][i, dof]
+    for actuator, known in zip(spec.actuators, s.spec.actuators):
+        a, strength = known.id, values["actuation.strength"][i, known.id]
+        gain, bias = m.actuator_gainprm[a].copy(), m.actuator_biasprm[a].copy()
+        if bias[1]:  # a position servo
+            gain[0], bias[1] = values["actuation.kp"][i, a], -values["actuation.kp"][i, a]
+        actuator.gainprm, actuator.biasprm = gain * strength, bias * strength
+        actuator.forcerange = m.actuator_forcerange[a] * strength
+    return spec.compile()
+
+
+@pytest.mark.parametrize("name", ASSETS)
+def test_worlds_of_their_own_equal_models_compiled_so_exactly(name):
+    own_worlds(name, "mujoco", "cpu")
+
+
+@pytest.mark.parametrize("name, device", on_devices(CPU))
+def test_worlds_of_their_own_agree_with_models_compiled_so(name, device):
+    own_worlds(name, "mjwarp", device)
+
+
+def own_worlds(name, engine_name, device):
+    """Masses, inertias, friction, damping, armature, gains and strength of each world, against models of their own."""
+    s, n = scene(name), 24
+    states = random_states(s.model, s.actuation, n, seed=1)
+    engine = build(s, n, engine_name, device, RANDOMIZED)
+    values = draw(s, engine, n)
+    engine.field("qacc")
+    put(engine, *states[:2])
+    engine.step(1, states[2].to(engine.device))
+    models = [compiled(s, values, i) for i in range(n)]
+    assert not np.array_equal(models[0].dof_invweight0, models[1].dof_invweight0)
+    frames = frames_of(engine) if engine_name == "mjwarp" else None
+    expected = reference(models, s.actuation, *states, frames=frames, kp=values["actuation.kp"])
+    if engine_name == "mjwarp":
+        line, bad = compare(engine, expected, SAME_FRAMES)
+        print(name, line)
+        assert not bad, (line, bad)
+        assert engine._view("nefc").tolist() == [d.nefc for d in expected]
+    else:
+        for f in FIELDS:
+            np.testing.assert_array_equal(engine.field(f).numpy(), stacked(expected, f), err_msg=f)
+
+
+# --- sensors ---------------------------------------------------------------------------------------------------------
+
+
+def force_on(model, data, body):
+    """Net contact force on a body, world axes [3], from the list of contacts."""
+    total, force = np.zeros(3), np.zeros(6)
+    for k in range(data.ncon):
+        contact = data.contact[k]
+        first, second = model.geom_bodyid[contact.geom]
+        if body in (first, second) and first != second:
+            mujoco.mj_contactForce(model, data, k, force)
+            total += contact.frame.reshape(3, 3).T @ force[:3] * (1.0 if body == second else -1.0)
+    return total
+
+
+@pytest.mark.parametrize(
+    "engine_name, device", [("mujoco", "cpu"), ("mjwarp", "cpu"), pytest.param("mjwarp", "cuda", marks=GPU)]
+)
+def test_contact_sensors_and_imu_of_go2_flat(engine_name, device):
+    """Contact forces against the list of contacts; the IMU against the base's velocity, acceleration and attitude."""
+    n = 64
+    overrides = [f"sim.engine={engine_name}", "task.sensors.imu={}"]
+    env = isaacrl.make("go2_flat", num_envs=n, device=device, overrides=overrides)
+    engine, s, model = env.engine, env.state, env.engine.model
+    states = random_states(model, engine.actuation, n, seed=2)
+    put(engine, *states[:2])
+    engine.step(1, states[2].to(engine.device))
+    s.refresh()
+    assert not engine.overflow.any()
+    frames = frames_of(engine) if engine_name == "mjwarp" else None
+    expected = reference([model] * n, engine.actuation, *states, frames=frames)
+    touched = 0
+    for name in ("feet", "body"):
+        sensor = s.contact(name)
+        theirs = np.array([[force_on(model, d, model.body(b).id) for b in sensor.names] for d in expected])
+        np.testing.assert_allclose(sensor.force_w.cpu(), theirs, rtol=2e-4, atol=2e-3, err_msg=name)
+        found = np.linalg.norm(theirs, axis=2) > 1.0
+        assert found.any(axis=0).sum() >= 4, "which sensor is which would go unnoticed"
+        touched += found.sum()
+    assert touched > n
+    old, new = np.zeros(9), np.zeros(9)
+    for i, d in enumerate(expected):
+        mujoco.mju_quat2Mat(old, states[0][i, 3:7].double().numpy())
+        mujoco.mju_quat2Mat(new, d.qpos[3:7])
+        proper = old.reshape(3, 3).T @ (d.qacc[:3] - model.opt.gravity)  # of the step that led here
+        np.testing.assert_allclose(s.imu().lin_acc_b[i].cpu(), proper, rtol=1e-4, atol=5e-3)
+        np.testing.assert_allclose(s.imu().ang_vel_b[i].cpu(), d.qvel[3:6], rtol=1e-4, atol=5e-4)
+        np.testing.assert_allclose(s.imu().projected_gravity_b[i].cpu(), -new.reshape(3, 3)[2], atol=1e-5)
