@@ -52,14 +52,14 @@ PANDA = Published(
     speeds={},
 )
 # Ant: Gymnasium's shapes and density (a sphere; for each leg two capsules along 0.2 m by 0.2 m and one along 0.4 m by
-# 0.4 m); limits as in Isaac Gym, 7.5 N m as in Isaac Lab.
+# 0.4 m); limits and gears too.
 SHORT, LONG = (math.pi * 0.08**2 * (math.hypot(a, a) + 0.08 * 4 / 3) for a in (0.2, 0.4))  # m^3
 ANT = Published(
     joints=8,
     mass=5.0 * (math.pi * 0.25**3 * 4 / 3 + 4 * (2 * SHORT + LONG)),
     height=0.556,
-    limits={".*_hip": (-math.radians(40), math.radians(40)), ".*_ankle": (math.radians(30), math.radians(100))},
-    efforts={".*": 7.5},
+    limits={".*_hip": (-math.radians(30), math.radians(30)), ".*_ankle": (math.radians(30), math.radians(70))},
+    efforts={".*": 150.0},
     speeds={},
 )
 # Humanoid: mass of dm_control's; limits [deg] and gears of MuJoCo's.

@@ -60,11 +60,15 @@ def stand_still_l1(s: State, *, command: str = "velocity", joints: Joints = ALL)
 
 
 class progress(Term):
-    """Velocity along a horizontal direction of the world, from where the base was a step ago [m/s], [E]."""
+    """Velocity along a horizontal direction of the world, from where the base was a step ago [m/s], [E].
 
-    def __init__(self, s: State, *, direction: tuple[float, float] = (1.0, 0.0)):
+    most: faster does not count more [m/s]; null for no bound.
+    """
+
+    def __init__(self, s: State, *, direction: tuple[float, float] = (1.0, 0.0), most: float | None = None):
         toward = torch.tensor([float(x) for x in direction], device=s.device)
         self.direction = toward / torch.linalg.vector_norm(toward)
+        self.most = torch.inf if most is None else float(most)
         self.last: Tensor  # [E, 2]
         self.speed: Tensor  # [E]
 
@@ -73,7 +77,8 @@ class progress(Term):
 
     def advance(self, s: State) -> dict[str, Tensor]:
         position = s.base_pos_w[:, :2]
-        return {"last": position, "speed": (position - self.last) @ self.direction / s.step_dt}
+        speed = (position - self.last) @ self.direction / s.step_dt
+        return {"last": position, "speed": speed.clamp(max=self.most)}
 
     def __call__(self, s: State) -> Tensor:
         return self.speed
