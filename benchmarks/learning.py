@@ -1,14 +1,14 @@
 """Does it learn, how fast, on every seed? Runs the command line as a user does.
 
-    python benchmarks/learning.py [--tasks cartpole cartpole_swingup] [--seeds 5]
+    python benchmarks/learning.py [--tasks cartpole cartpole_swingup] [--seeds 0 1 2 3 4] [--device cpu] [KEY=VALUE ...]
 
-For each task and seed: `isaacrl train`, then `isaacrl eval` of the best checkpoint (512 episodes). Writes the training
-seconds, the wall-clock of the whole command, and the learning curves to results/learning_cpu.json.
+For each task and seed: `isaacrl train`, then `isaacrl eval` of the best checkpoint (512 episodes). Writes the verdict,
+the training seconds, the wall-clock of the whole command and the learning curves to results/learning_<task>_<device>.json.
+`python benchmarks/plot_learning.py` draws them.
 """
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -17,48 +17,59 @@ from pathlib import Path
 
 from common import write
 
+POINTS = 60  # of a curve that is kept
 
-def run(task: str, seed: int, outputs: str) -> dict:
+
+def run(task: str, seed: int, device: str, overrides: list[str], outputs: str) -> dict:
     cli = [sys.executable, "-m", "isaacrl"]
     began = time.perf_counter()
     subprocess.run(
-        [*cli, "train", f"task={task}", f"seed={seed}", f"outputs={outputs}", "device=cpu"],
+        [*cli, "train", f"task={task}", f"seed={seed}", f"outputs={outputs}", f"device={device}", *overrides],
         check=True,
         stdout=subprocess.DEVNULL,
     )
     process_s = time.perf_counter() - began
     folder = max(Path(outputs, task).iterdir(), key=lambda p: p.stat().st_mtime)
-    said = subprocess.run(
-        [*cli, "eval", f"run={folder}", "episodes=512"], check=True, capture_output=True, text=True
-    ).stdout
-    verdict = re.search(r"^solved: (\w+)", said, re.M)
+    subprocess.run([*cli, "eval", f"run={folder}", "episodes=512"], check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     summary, result = (json.loads((folder / f).read_text()) for f in ("summary.json", "eval.json"))
-    curve = [[round(r["wall_s"], 2), round(r["return"], 4)] for r in rows if r.get("return") is not None]
     return {
         "seed": seed,
-        "solved": verdict is not None and verdict[1] == "yes",
+        "solved": result["solved"]["solved"],
         "criteria": result["solved"]["criteria"],
+        "milestone": result["milestone"] and result["milestone"]["milestone"],
         "training_s": summary["wall_s"],
         "process_s": round(process_s, 2),
         "env_steps": summary["env_steps"],
         "steps_per_s": summary["steps_per_s"],
-        "curve": curve[:: max(1, len(curve) // 25)],
+        "curve": curve(rows),
     }
+
+
+def curve(rows: list[dict]) -> dict[str, list]:
+    """Every nth iteration: seconds, environment steps, return, and the task's own metrics; null before any episode."""
+    names = ["wall_s", "env_steps", "return", *sorted({k for r in rows for k in r if k.startswith("metric/")})]
+    kept = rows[:: max(1, len(rows) // POINTS)]
+    return {n: [None if r.get(n) is None else float(f"{r[n]:.5g}") for r in kept] for n in names}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--tasks", nargs="+", default=["cartpole", "cartpole_swingup"])
-    parser.add_argument("--seeds", type=int, default=5)
-    args = parser.parse_args()
-    results = {}
-    with tempfile.TemporaryDirectory() as outputs:
-        for task in args.tasks:
-            runs = [run(task, seed, outputs) for seed in range(args.seeds)]
-            results[task] = {
-                "all_solved": all(r["solved"] for r in runs),
-                "max_training_s": max(r["training_s"] for r in runs),
-                "runs": runs,
-            }
-    write("learning_cpu", results)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("overrides", nargs="*", default=[])
+    args, more = parser.parse_known_args()
+    overrides = [*args.overrides, *more]
+    for task in args.tasks:
+        with tempfile.TemporaryDirectory() as outputs:
+            runs = []
+            for seed in args.seeds:
+                runs.append(run(task, seed, args.device, overrides, outputs))
+                result = {
+                    "command": f"isaacrl train task={task} device={args.device} {' '.join(overrides)}".strip(),
+                    "solved": f"{sum(r['solved'] for r in runs)} of {len(runs)} seeds",
+                    "max_training_s": max(r["training_s"] for r in runs),
+                    "runs": runs,
+                }
+                write(f"learning_{task}_{args.device}", result)

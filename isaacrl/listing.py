@@ -58,7 +58,9 @@ def tasks(dirs: list[Path]) -> tuple[list[str], list[list[Any]]]:
     rows = []
     for name, path in names("task", dirs).items():
         data, text = _read("task", name, path, dirs)
-        rules = [(m, *next(iter(r.items()))) for m, r in (data.get("solved") or {}).items() if isinstance(r, dict) and r]
+        rules = [
+            (m, *next(iter(r.items()))) for m, r in (data.get("solved") or {}).items() if isinstance(r, dict) and r
+        ]
         solved = ", ".join(f"{metric} {'>=' if side == 'above' else '<='} {x}" for metric, side, x in rules)
         rows.append(
             [name, text, data.get("overrides", {}).get("asset", "cartpole"), data.get("num_envs", 1024), solved]

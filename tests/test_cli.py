@@ -253,8 +253,7 @@ def test_list_shows_tasks_assets_and_algos_of_all_folders(capsys, tmp_path):
 
 def test_train_hands_the_composed_configuration_over(trainer):
     assert (
-        cli.main(["train", "task=cartpole_swingup", "seed=3", "~task.metrics.balanced", "~task.solved.balanced"])
-        == 0
+        cli.main(["train", "task=cartpole_swingup", "seed=3", "~task.metrics.balanced", "~task.solved.balanced"]) == 0
     )
     ((path, cfg),) = trainer.calls
     assert path is None and cfg.seed == 3 and cfg.task.name == "cartpole_swingup" and "balanced" not in cfg.task.metrics

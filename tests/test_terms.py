@@ -197,6 +197,31 @@ def test_rewards_of_feet_by_hand(world, data):
         np.testing.assert_allclose(value(world, name, **params), numbers, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+def test_airborne_while_no_foot_touches(world, monkeypatch):
+    assert value(world, "airborne").tolist() == [0.0, 0.0]
+    monkeypatch.setattr(Feet, "in_contact", torch.tensor([[False, False], [False, True]]))
+    assert value(world, "airborne").tolist() == [1.0, 0.0]
+
+
+def test_progress_counts_up_to_its_bound():
+    """One step of the tumbling robot: how far its base moved along -y, over the step's duration, at most 0.2 m/s."""
+    rewards = {
+        "progress": {"direction": [0.0, -2.0], "weight": 1.0},
+        "bounded": {"fn": "progress", "direction": [0.0, -2.0], "most": 0.2, "weight": 1.0},
+    }
+    env = make(task={"rewards": rewards})
+    put(env)
+    for term in env.memory_terms:
+        term.reset(env.state, env.everywhere)
+    before = env.state.base_pos_w.clone()
+    env.step(torch.zeros(env.num_envs, env.task.num_actions))
+    moved = -(env.state.base_pos_w - before)[:, 1] / env.step_dt
+    plain, bounded = env.task.rewards(env.state).unbind(1)
+    torch.testing.assert_close(plain, moved, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bounded, moved.clamp(max=0.2), rtol=1e-4, atol=1e-5)
+    assert (moved > 0.2).any()
+
+
 def test_gait_by_hand(world):
     """Period 0.4 s: after 0.1 s the phases are 0.25 and 0.75, after 0.34 s 0.85 and 0.35."""
     s = world.state

@@ -341,4 +341,6 @@ class PPO:
         full = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": full["param_groups"]})
         self.optimizer.param_groups[0]["lr"] = self.lr
-        self.generator.set_state(state["generator"].cpu())
+        generator = state["generator"].cpu()
+        if generator.numel() == self.generator.get_state().numel():  # one of a GPU means nothing on a CPU
+            self.generator.set_state(generator)

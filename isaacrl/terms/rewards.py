@@ -241,6 +241,11 @@ def feet_air_time(
     return (flight * feet.first_contact).sum(dim=1) / s.step_dt * is_moving(s, command)
 
 
+def airborne(s: State, *, sensor: str = "feet") -> Tensor:
+    """1 while none of the sensor's bodies touches, [E]."""
+    return (~s.contact(sensor).in_contact.any(dim=1)).float()
+
+
 def feet_slip(s: State, *, sensor: str = "feet") -> Tensor:
     """Sum of squared horizontal velocities of feet that touch [(m/s)^2], [E]."""
     feet = s.contact(sensor)
