@@ -51,24 +51,25 @@ def orientation_error(s: State, *, site: Sites, command: str = "pose") -> Tensor
 class reached(Term):
     """Share of an episode's targets at which a site has stayed within tolerance long enough, [E]; use `reduce: last`.
 
-    distance [m], angle [rad]: the tolerances; hold_s: for how long without a break [s]. A target counts from the step
-    in which it is commanded.
+    distance [m], angle [rad]: the tolerances; hold_s: for how long without a break [s]. A target counts once it has
+    stood for hold_s: nobody can hold one that an episode ends on sooner.
     """
 
     def __init__(self, s: State, *, site: Sites, distance: float, angle: float, hold_s: float, command: str = "pose"):
         self.site, self.command, self.distance, self.angle = site, command, distance, angle
         self.needed = max(1, round(hold_s / s.step_dt))
         self.target: Tensor  # of the step before, [E, 7]
+        self.age: Tensor  # steps since the present target was commanded, [E]
         self.held: Tensor  # steps within tolerance without a break, [E]
         self.done: Tensor  # whether the present target was reached, [E]
         self.successes: Tensor  # targets before the present one that were, [E]
-        self.targets: Tensor  # targets before the present one, [E]
+        self.targets: Tensor  # targets before the present one that count, [E]
 
     def init(self, s: State) -> dict[str, Tensor]:
         # An episode's first target is drawn after this: until then the one of the last step stands, unseen.
         zero = torch.zeros(s.num_envs, device=s.device)
         target = torch.full_like(s.command(self.command), torch.nan)
-        return {"target": target, "held": zero, "done": zero, "successes": zero, "targets": zero}
+        return {"target": target} | dict.fromkeys(("age", "held", "done", "successes", "targets"), zero)
 
     def advance(self, s: State) -> dict[str, Tensor]:
         target = s.command(self.command)
@@ -81,11 +82,12 @@ class reached(Term):
         done = torch.maximum(torch.where(changed, 0.0, self.done), (held >= self.needed).float())
         return {
             "target": target,
+            "age": torch.where(changed, 0.0, self.age) + 1.0,
             "held": held,
             "done": done,
             "successes": self.successes + changed * self.done,
-            "targets": self.targets + changed,
+            "targets": self.targets + (changed & (self.age >= self.needed)),
         }
 
     def __call__(self, s: State) -> Tensor:
-        return (self.successes + self.done) / (self.targets + 1.0)
+        return (self.successes + self.done) / (self.targets + (self.age >= self.needed)).clamp(min=1.0)
