@@ -1,6 +1,7 @@
 """Does it learn, how fast, on every seed? Runs the command line as a user does.
 
-    python benchmarks/learning.py [--tasks cartpole cartpole_swingup] [--seeds 0 1 2 3 4] [--device cpu] [KEY=VALUE ...]
+    python benchmarks/learning.py [--tasks cartpole cartpole_swingup] [--seeds 0 1 2 3 4] [--device cpu]
+                                  [--set KEY=VALUE ...]
 
 For each task and seed: `isaacrl train`, then `isaacrl eval` of the best checkpoint (512 episodes). Writes the verdict,
 the training seconds, the wall-clock of the whole command and the learning curves to results/learning_<task>_<device>.json.
@@ -58,16 +59,15 @@ if __name__ == "__main__":
     parser.add_argument("--tasks", nargs="+", default=["cartpole", "cartpole_swingup"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("overrides", nargs="*", default=[])
-    args, more = parser.parse_known_args()
-    overrides = [*args.overrides, *more]
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of every training")
+    args = parser.parse_args()
     for task in args.tasks:
         with tempfile.TemporaryDirectory() as outputs:
             runs = []
             for seed in args.seeds:
-                runs.append(run(task, seed, args.device, overrides, outputs))
+                runs.append(run(task, seed, args.device, args.set, outputs))
                 result = {
-                    "command": f"isaacrl train task={task} device={args.device} {' '.join(overrides)}".strip(),
+                    "command": f"isaacrl train task={task} device={args.device} {' '.join(args.set)}".strip(),
                     "solved": f"{sum(r['solved'] for r in runs)} of {len(runs)} seeds",
                     "max_training_s": max(r["training_s"] for r in runs),
                     "runs": runs,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from isaacrl import sim
 from isaacrl.errors import UserError
+from isaacrl.sim.engine import PD
 from isaacrl.state import Robot, State
 from isaacrl.terms import Bound, add_sensors, bind, bind_sensors, find, stack
 from isaacrl.terms.group import ObservationGroup
@@ -53,16 +54,17 @@ class Task:
             twice = next(s.robot.actuator_names[a] for a in used if used.count(a) > 1)
             raise UserError(f"task.actions: joint '{twice}' is driven by two terms; give each joint to one")
         self._columns = torch.tensor(used, dtype=torch.long, device=s.device)
+        self._rest = _rest(s)
 
     def pre_physics_step(self, s: State, action: Tensor) -> Tensor:
         """Targets of the actuators, [E, nu], from the policy's action [E, num_actions]."""
-        target = torch.zeros(s.num_envs, s.engine.model.nu, device=s.device)
+        target = self._rest.expand(s.num_envs, -1)
         parts, first = [], 0
         for term in self.actions:
             n = len(term.fn.actuators)
             parts.append(term(s, action[:, first : first + n]))
             first += n
-        return target.index_copy(1, self._columns, torch.cat(parts, dim=1)) if parts else target
+        return target.index_copy(1, self._columns, torch.cat(parts, dim=1)) if parts else target.clone()
 
     def observations(self, s: State) -> dict[str, Tensor] | None:
         """Named groups [E, n], `policy` among them; None: the tables."""
@@ -411,6 +413,15 @@ class Env:
             v.copy_(theirs[k])
         self.state.refresh()
         self._read_commands()
+
+
+def _rest(s: State) -> Tensor:
+    """Targets [nu] of actuators that no action drives: position servos hold the default pose, others get 0."""
+    model, robot = s.engine.model, s.robot
+    driven = torch.tensor(robot.driven_joints, dtype=torch.long, device=s.device)
+    servo = (model.actuator_biasprm[:, 1] < 0) | (s.engine.actuation.law == PD)
+    holds = torch.as_tensor(servo, device=s.device) & (driven >= 0)
+    return torch.where(holds, robot.default_joint_pos[driven.clamp(min=0)], 0.0)
 
 
 def _randomized_fields(*tables: dict[str, Any]) -> list[str]:

@@ -511,3 +511,13 @@ def test_the_same_worlds_on_cpu_and_gpu():
         a, b = cpu.step(action), gpu.step(action.cuda())
     torch.testing.assert_close(a[0]["policy"], b[0]["policy"].cpu(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(a[1], b[1].cpu(), atol=1e-5, rtol=1e-5)
+
+
+def test_what_no_action_drives_holds_the_default_pose():
+    """The Panda's fingers stay open at 0.04 m while the policy moves the arm; undriven motors get no torque."""
+    env = make("franka_reach", 4)
+    *_, info = env.step(zeros(env))
+    assert info["target"][:, -2:].tolist() == [[pytest.approx(0.04)] * 2] * 4
+    env = make("franka_reach", 4, "asset=franka_torque", "task.actions={arm: {fn: effort, joints: [joint1], scale: 1.0}}")
+    *_, info = env.step(torch.ones(4, 1))
+    assert info["target"][0].tolist() == pytest.approx([1.0] + [0.0] * 6 + [0.04] * 2)
