@@ -34,6 +34,9 @@ def check(cfg: DictConfig, *, training: bool = True) -> None:
     check_section(Config, data, "", algo)
     _check_names(data)
     _check_device(data["device"])
+    for joint, value in data["asset"]["default_pose"].items():
+        if not _is_a(value, float):
+            raise KeyedError(f"asset.default_pose.{one_line(joint)}", f"{shown(value)} is not a number [rad or m]")
     _check_camera(data["task"]["camera"])
     check_terms(data)
     _check_solved(data["task"])

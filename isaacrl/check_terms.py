@@ -29,6 +29,16 @@ def _numbers(x: Any) -> bool:
     return isinstance(x, list) and all(_number(v) for v in x)
 
 
+def _ranges(x: Any) -> bool:
+    return isinstance(x, list) and all(_numbers(r) and len(r) == 2 for r in x)
+
+
+def _noise(x: Any) -> bool:
+    return (
+        isinstance(x, dict) and set(x) <= {"uniform", "gaussian"} and all(_number(v) or _numbers(v) for v in x.values())
+    )
+
+
 def _delay(x: Any) -> bool:
     steps = x if isinstance(x, list) and len(x) == 2 else [x, x]
     return all(isinstance(n, int) and not isinstance(n, bool) for n in steps) and 0 <= steps[0] <= steps[1] <= 1000
@@ -61,7 +71,7 @@ SETTINGS = {
     "scale": (lambda x: _number(x) or _numbers(x), "a number, or one for each component"),
     "clip": (lambda x: _number(x) or _numbers(x) and len(x) == 2 and x[0] <= x[1], "a bound or [low, high]"),
     "noise": (
-        lambda x: _number(x) or isinstance(x, dict) and set(x) <= {"uniform", "gaussian"},
+        lambda x: _number(x) or _noise(x),
         "an amplitude, {uniform: a} or {gaussian: std}",
     ),
     "history": (lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 1, "an integer >= 1"),
@@ -77,6 +87,9 @@ KINDS = {
     "str": (lambda x: isinstance(x, str), "a text"),
     "None": (lambda x: x is None, "null"),
     "list[float]": (_numbers, "a list of numbers"),
+    "list[int]": (lambda x: _numbers(x) and all(isinstance(v, int) for v in x), "a list of integers"),
+    "list[str]": (_patterns, "a text or a list of them"),
+    "list[list[float]]": (_ranges, "a list of ranges [low, high]"),
     "dict[str, float]": (
         lambda x: isinstance(x, dict) and len(x) > 0 and all(isinstance(k, str) and _number(v) for k, v in x.items()),
         "numbers by name pattern",
@@ -185,7 +198,7 @@ def _check_parameters(signature: Signature, given: dict[str, Any], settings: fro
             )
         kinds = [k.strip() for k in known[name].annotation.split("|")]
         if all(k in KINDS for k in kinds) and not any(KINDS[k][0](value) for k in kinds):
-            words = " or ".join(KINDS[k][1] for k in kinds)
+            words = " or ".join(KINDS[k][1] for k in kinds if k != "str" or "list[str]" not in kinds)
             shown = "null" if value is None else repr(value)
             raise KeyedError(f"{key}.{name}", f"{one_line(shown, 60)} is not {words}, which {signature.name}() needs")
     missing = [p.name for p in signature.parameters if p.required and p.name not in given]

@@ -218,6 +218,16 @@ def test_users_terms_are_checked_without_being_run(tmp_path, monkeypatch):
         ("defaults: [cartpole]\nevents: {reset_joints: {position: [1\n", ["mine.yaml:", "YAML"]),
         ("defaults: [cartpole]\ndecimation: 2\ndecimation: 3\n", ["mine.yaml:3", "decimation", "twice"]),
         ("- a\n- b\n", ["mine.yaml", "key: value"]),
+        ("defaults: [cartpole]\nevents: {reset_base: {position: [1, 2, 3]}}\n", ["reset_base.position", "ranges"]),
+        (
+            "defaults: [cartpole]\nevents: {x: {fn: randomize, field: 3, range: [0, 1]}}\n",
+            ["x.field", "a list of them"],
+        ),
+        ("defaults: [cartpole]\nsensors: {x: {fn: contact, bodies: 3}}\n", ["sensors.x.bodies", "a list of them"]),
+        (
+            "defaults: [cartpole]\nobservations: {policy: {joint_pos: {noise: {gaussian: a}}}}\n",
+            ["task.observations.policy.joint_pos.noise", "{gaussian: std}"],
+        ),
         (
             "defaults: [cartpole]\nsolved: {_target_: os.system, return: {above: 1}}\n",
             ["_target_", "mine.yaml"],

@@ -631,6 +631,8 @@ BAD_ACTUATORS = {
     },
     "did you mean position": {"a": {"law": "positoin"}},
     "asset.actuators.a.kq: law 'pd'": {"a": {"law": "pd", "kp": 1, "kq": 2}},
+    "asset.actuators.a: must be a group": {"a": 3},
+    "asset.actuators.a.joints: 3 is not a joint name": {"a": {"joints": 3}},
     "asset.actuators.a.kp: law 'pd' needs it": {"a": {"law": "pd"}},
     "asset.actuators.a.kd: got -1": {"a": {"law": "pd", "kp": 1, "kd": -1}},
     "asset.actuators.a.delay: got 1.5": {"a": {"delay": 1.5}},

@@ -69,6 +69,12 @@ def _joints(body: mujoco.MjsBody) -> Iterator[mujoco.MjsJoint]:
 
 def _checked(key: str, node: Mapping[str, Any]) -> dict[str, Any]:
     """A group's law and its numbers. Raises: UserError."""
+    if not isinstance(node, Mapping):
+        raise UserError(f'{key}: must be a group such as {{joints: [".*"], law: effort}}, not {node!r}')
+    if not isinstance(joints := node.get("joints", []), str) and not (
+        isinstance(joints, list) and all(isinstance(j, str) for j in joints)
+    ):
+        raise UserError(f"{key}.joints: {joints!r} is not a joint name or pattern, or a list of them")
     law = node.get("law", "effort")
     if law not in LAWS:
         raise UserError(f"{key}.law: unknown law '{law}'{did_you_mean(str(law), LAWS)}; one of {', '.join(LAWS)}")

@@ -30,6 +30,16 @@ def servos(model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
     return position, linear & (bias[:, 1] == 0.0) & (gain[:, 0] == -bias[:, 2])
 
 
+def target_kinds(model: mujoco.MjModel, actuation: Actuation) -> list[str | None]:
+    """What each actuator takes as its target: effort, position or velocity; None where that is not plain to see."""
+    position, velocity = servos(model)
+    motor = (model.actuator_gaintype == _FIXED) & (model.actuator_biastype == int(mujoco.mjtBias.mjBIAS_NONE))
+    position, motor = position | (actuation.law == PD), motor & (actuation.law != PD)
+    plain = model.actuator_dyntype == int(mujoco.mjtDyn.mjDYN_NONE)
+    kinds = np.select([plain & position, plain & velocity, plain & motor], ["position", "velocity", "effort"], "")
+    return [str(kind) or None for kind in kinds]
+
+
 def gains(model: mujoco.MjModel, actuation: Actuation) -> dict[str, np.ndarray]:
     """Compiled values of the four fields, [nu]; NaN where an actuator has no such gain."""
     position, velocity = servos(model)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from isaacrl.errors import UserError
+from isaacrl.sim.drives import target_kinds
 from isaacrl.sim.names import by_pattern
 from isaacrl.state import State
 from isaacrl.terms import ALL, Joints, Term
@@ -48,6 +49,14 @@ class Affine(Term):
             names = [s.robot.joint_names[i] for i in driven if i >= 0]
             raise UserError(f"joint '{missing[0]}' has no actuator; actuated: {', '.join(names)}")
         self.actuators = [driven.index(i) for i in ids]  # columns of the target
+        kinds = target_kinds(model, s.engine.actuation)
+        for name, kind in zip(self.names, [kinds[a] for a in self.actuators]):
+            if kind not in (None, self.kind):
+                terms = "position or relative_position" if kind == "position" else kind
+                raise UserError(
+                    f"the actuator of joint '{name}' takes {kind} targets, not {self.kind}; use fn: {terms}, "
+                    "or another law in asset.actuators"
+                )
         self.scale = torch.tensor(by_pattern(scale, self.names, "scale"), device=s.device)  # [n]
         self.offset = torch.zeros_like(self.scale) if offset is None else offset.expand(len(ids)).clone()  # [n]
         bound = torch.inf if clip is None else float(clip)
@@ -123,12 +132,12 @@ class position(Affine):
         use_limits: bool = False,
         low_pass_hz: float | None = None,
     ):
+        if use_limits and scale is not None:
+            raise UserError("use_limits and scale exclude each other; remove one")
         offset = s.robot.default_joint_pos[joints]
         super().__init__(s, joints, 0.5 if scale is None else scale, clip, low_pass_hz, offset)
         if not use_limits:
             return
-        if scale is not None:
-            raise UserError("use_limits and scale exclude each other; remove one")
         low, high = s.robot.joint_pos_limits[joints].unbind(1)
         free = [name for name, span in zip(self.names, (high - low).tolist()) if not math.isfinite(span)]
         if free:

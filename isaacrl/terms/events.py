@@ -9,8 +9,6 @@ says how far it has come, and each event multiplies what it draws by it. `option
 robot has nothing of the kind.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -60,9 +58,9 @@ class reset_base:
         self,
         s: State,
         *,
-        position: list[Any] = ZERO_RANGES,
+        position: list[list[float]] = ZERO_RANGES,  # type: ignore[assignment]
         yaw: tuple[float, float] = (0.0, 0.0),
-        velocity: list[Any] = ZERO_RANGES,
+        velocity: list[list[float]] = ZERO_RANGES,  # type: ignore[assignment]
     ):
         if not s.robot.floating:
             raise UserError("the robot's base is fixed; only a floating base can be placed")

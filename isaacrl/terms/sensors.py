@@ -43,6 +43,8 @@ class contact(Term):
         threshold: float = 1e-3,
         history: int = 1,
     ):
+        if history < 1:
+            raise UserError(f"history: got {history}; must be at least 1, the present step")
         self.threshold, self.depth = threshold, history
         self.names: list[str] = []  # set by `named`, as is what follows
         self._state = s
