@@ -4,8 +4,8 @@
                                   [--set KEY=VALUE ...]
 
 For each task and seed: `isaacrl train`, then `isaacrl eval` of the best checkpoint (512 episodes). Writes the verdict,
-the training seconds, the wall-clock of the whole command and the learning curves to results/learning_<task>_<device>.json.
-`python benchmarks/plot_learning.py` draws them.
+the training seconds, the wall-clock of the whole command and the learning curves to
+results/learning_<task>_<device>.json. `python benchmarks/plot_learning.py` draws them.
 """
 
 import argparse

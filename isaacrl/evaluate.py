@@ -49,8 +49,8 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def run_episodes(env: Env, act: Any, episodes: int) -> dict[str, Tensor]:
-    """Per-episode figures, [episodes]: return, episode_length (share of the longest possible), terminated (1 where the episode
-    ended before its time), and each metric.
+    """Per-episode figures, [episodes]: return, episode_length (share of the longest possible), terminated (1 where the
+    episode ended before its time), and each metric.
 
     Every world contributes the same number of episodes, its first ones: counting whichever end first would favour
     short ones.

@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,18 +20,11 @@ def gaussians(n=64, a=3):
     return mean0, torch.tensor([-1.0, 0.1, 0.5]), mean, torch.tensor([-0.7, 0.0, 0.2]), torch.randn(n, a, generator=g)
 
 
-class _Stub:
-    """As much of an environment as PPO's constructor asks for."""
-
-    device, num_envs = "cpu", 4
-    obs = {"policy": torch.zeros(4, 3)}
-    task = type("Task", (), {"num_actions": 2})
-
-
 def test_a_gpus_random_generator_does_not_keep_a_cpu_from_loading():
     """A generator's state is 16 bytes on a GPU and 5056 on a CPU."""
-    cfg = OmegaConf.structured(PPOConfig)
-    one, other = ppo.PPO(_Stub, cfg, seed=0), ppo.PPO(_Stub, cfg, seed=1)
+    cfg, obs = OmegaConf.structured(PPOConfig), {"policy": torch.zeros(4, 3)}
+    env = SimpleNamespace(device="cpu", num_envs=4, obs=obs, task=SimpleNamespace(num_actions=2))
+    one, other = ppo.PPO(env, cfg, seed=0), ppo.PPO(env, cfg, seed=1)
     own = other.generator.get_state()
     other.load_state_dict(one.state_dict() | {"generator": torch.zeros(16, dtype=torch.uint8)})
     assert torch.equal(other.generator.get_state(), own)
