@@ -518,6 +518,8 @@ def test_what_no_action_drives_holds_the_default_pose():
     env = make("franka_reach", 4)
     *_, info = env.step(zeros(env))
     assert info["target"][:, -2:].tolist() == [[pytest.approx(0.04)] * 2] * 4
-    env = make("franka_reach", 4, "asset=franka_torque", "task.actions={arm: {fn: effort, joints: [joint1], scale: 1.0}}")
+    env = make(
+        "franka_reach", 4, "asset=franka_torque", "task.actions={arm: {fn: effort, joints: [joint1], scale: 1.0}}"
+    )
     *_, info = env.step(torch.ones(4, 1))
     assert info["target"][0].tolist() == pytest.approx([1.0] + [0.0] * 6 + [0.04] * 2)
