@@ -10,7 +10,7 @@ def __getattr__(name: str):
 
         return make
     if name == "Task":
-        from isaacrl.env import Task
+        from isaacrl.task import Task
 
         return Task
     raise AttributeError(f"module 'isaacrl' has no attribute {name!r}")

@@ -7,87 +7,21 @@ obs, reward, terminated, truncated, info = env.step(action)     # tensors on env
 
 import sys
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import mujoco
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from isaacrl import sim
 from isaacrl.errors import UserError
-from isaacrl.sim.engine import PD
 from isaacrl.state import Robot, State
+from isaacrl.task import Task, container
 from isaacrl.terms import Bound, add_sensors, bind, bind_sensors, find, stack
 from isaacrl.terms.group import ObservationGroup
+from isaacrl.terms.randomization import randomized_fields
 from isaacrl.timer import Timer
-
-
-class Task:
-    """What a robot is to do, as six hooks. The default ones are the term tables of the task's YAML file.
-
-    A task written as one Python class (`task.env: my_pkg.my_task:MyTask`) overrides the hooks it wants; `num_actions`
-    must then be set if there is no `actions` table.
-    """
-
-    num_actions: int
-
-    def create(self, spec: mujoco.MjSpec, cfg: DictConfig) -> None:
-        """Before the scene is compiled: change it."""
-
-    def setup(self, s: State, cfg: DictConfig) -> None:
-        """Once, when the simulation stands: bind the term tables. Overrides call super().setup(s, cfg) first."""
-        table = container(cfg.task)
-        self.actions = bind("actions", table["actions"], s, "task.actions")
-        if self.actions:
-            self.num_actions = sum(len(t.fn.actuators) for t in self.actions)
-        elif not hasattr(self, "num_actions"):
-            raise UserError(f"task.actions: none given; a task without them sets num_actions in {type(self).__name__}")
-        s.action = torch.zeros(s.num_envs, self.num_actions, device=s.device)
-        s.last_action = s.action.clone()
-        self.reward_terms = bind("rewards", table["rewards"], s, "task.rewards")
-        self.weights = torch.tensor([float(t.settings.get("weight", 1.0)) for t in self.reward_terms], device=s.device)
-        self.termination_terms = bind("terminations", table["terminations"], s, "task.terminations")
-        self.metric_terms = bind("metrics", table["metrics"], s, "task.metrics")
-        used = [a for t in self.actions for a in t.fn.actuators]
-        if len(used) != len(set(used)):
-            twice = next(s.robot.actuator_names[a] for a in used if used.count(a) > 1)
-            raise UserError(f"task.actions: joint '{twice}' is driven by two terms; give each joint to one")
-        self._columns = torch.tensor(used, dtype=torch.long, device=s.device)
-        self._rest = _rest(s)
-
-    def pre_physics_step(self, s: State, action: Tensor) -> Tensor:
-        """Targets of the actuators, [E, nu], from the policy's action [E, num_actions]."""
-        target = self._rest.expand(s.num_envs, -1)
-        parts, first = [], 0
-        for term in self.actions:
-            n = len(term.fn.actuators)
-            parts.append(term(s, action[:, first : first + n]))
-            first += n
-        return target.index_copy(1, self._columns, torch.cat(parts, dim=1)) if parts else target.clone()
-
-    def observations(self, s: State) -> dict[str, Tensor] | None:
-        """Named groups [E, n], `policy` among them; None: the tables."""
-        return None
-
-    def rewards(self, s: State) -> Tensor:
-        """[E, K], the weighted reward terms per second; columns are `reward_names`."""
-        return stack([term(s) for term in self.reward_terms], s) * self.weights
-
-    @property
-    def reward_names(self) -> list[str]:
-        return [t.name for t in self.reward_terms]
-
-    def dones(self, s: State) -> tuple[Tensor, Tensor]:
-        """(terminated, timed out), boolean [E]; the full episode length is added by the environment."""
-        none = torch.zeros(s.num_envs, dtype=torch.bool, device=s.device)
-        ends = {False: none, True: none}
-        for term in self.termination_terms:
-            ends[bool(term.settings.get("time_out"))] = ends[bool(term.settings.get("time_out"))] | term(s)
-        return ends[False], ends[True]
-
-    def reset(self, s: State, mask: Tensor) -> None:
-        """After the worlds of mask went back to the default pose, and before the task's reset events."""
 
 
 class Env:
@@ -98,7 +32,7 @@ class Env:
         self.device = _device(cfg.device)
         self.task: Task = find("", cfg.task.env, "task.env")() if cfg.task.env else Task()
         scene = sim.make_scene(cfg.asset, cfg.task, edit=lambda spec: self._edit(spec, cfg))
-        fields = _randomized_fields(container(cfg.task)["events"], container(cfg.randomization))
+        fields = randomized_fields(container(cfg.task)["events"], container(cfg.randomization))
         try:
             self.engine = sim.build(scene.model, cfg.num_envs, self.device, cfg.sim, scene.actuation, fields)
         except ValueError as e:
@@ -266,15 +200,17 @@ class Env:
 
     def _run_intervals(self) -> None:
         """Events that strike at random times, in the worlds whose timers have run out."""
-        struck = torch.zeros_like(self.everywhere)
+        struck = None
         for event in self.interval_events:
             timer = self.timers[event.stream]
             timer -= 1
             due = timer <= 0
+            if self.device == "cpu" and not bool(due.any()):  # asking a CPU costs nothing; a GPU is never asked
+                continue
             event(self.state, due)
             timer.copy_(torch.where(due, self._interval(event), timer))
-            struck |= due
-        if self.interval_events:
+            struck = due if struck is None else struck | due
+        if struck is not None:
             self.engine.forward(struck)
             self.state.refresh()
 
@@ -413,29 +349,6 @@ class Env:
             v.copy_(theirs[k])
         self.state.refresh()
         self._read_commands()
-
-
-def _rest(s: State) -> Tensor:
-    """Targets [nu] of actuators that no action drives: position servos hold the default pose, others get 0."""
-    model, robot = s.engine.model, s.robot
-    driven = torch.tensor(robot.driven_joints, dtype=torch.long, device=s.device)
-    servo = (model.actuator_biasprm[:, 1] < 0) | (s.engine.actuation.law == PD)
-    holds = torch.as_tensor(servo, device=s.device) & (driven >= 0)
-    return torch.where(holds, robot.default_joint_pos[driven.clamp(min=0)], 0.0)
-
-
-def _randomized_fields(*tables: dict[str, Any]) -> list[str]:
-    """The model fields that some event gives a value of its own in each world; all others are shared."""
-    fields: list[str] = []
-    for node in (n for table in tables for n in table.values() if n):
-        value = node.get("field", [])
-        fields += [value] if isinstance(value, str) else value
-    return sorted(set(fields) - {"encoder_bias"})  # no field of the engine
-
-
-def container(node: DictConfig) -> dict[str, Any]:
-    """A configuration node as a plain dictionary."""
-    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
 def _device(name: str) -> str:

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from isaacrl import algos
 from isaacrl.contract import describe
-from isaacrl.env import Env, Task
+from isaacrl.env import Env
 from isaacrl.errors import UserError
 from isaacrl.runs import write_atomic
+from isaacrl.task import Task
 from isaacrl.terms.actions import Affine
 
 TOLERANCE = 1e-5  # largest allowed error of a joint target, in its unit; divided by its scale where that is above 1:

@@ -16,11 +16,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from isaacrl import render
-from isaacrl.env import Env, Task
+from isaacrl.env import Env
 from isaacrl.errors import UserError
 from isaacrl.files import finite
 from isaacrl.precheck_probe import Probe, both
 from isaacrl.precheck_report import judge, show
+from isaacrl.task import Task
 
 WORLDS, WORLDS_WARP_CPU = 64, 16  # Warp on a CPU is for checking: slow
 TILES = 9  # worlds of the picture

@@ -12,6 +12,7 @@ LAYERS = [
     {"random", "sim"},
     {"state"},
     {"terms"},
+    {"task"},
     {"env"},
     {"algos"},
     {
@@ -34,7 +35,7 @@ LAYERS = [
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 BESIDE = -1
-LAZY = {"make": "env", "Task": "env"}  # names of isaacrl itself, and where they come from
+LAZY = {"make": "env", "Task": "task"}  # names of isaacrl itself, and where they come from
 FILES = sorted(ROOT.rglob("*.py"))
 
 

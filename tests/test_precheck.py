@@ -17,7 +17,7 @@ from isaacrl.precheck_report import judge, show
 
 MODULE = """
 import torch
-from isaacrl.env import Task
+from isaacrl.task import Task
 
 def negative(s): return -1.0 - s.joint_pos[:, 0].abs()
 def nothing(s): return torch.zeros(s.num_envs)

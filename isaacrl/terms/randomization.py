@@ -4,6 +4,7 @@ A term of the family `events`. What it changes, in which order, and what adds up
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,6 +157,15 @@ class randomize(Term):
         if self.longest >= 1000:
             raise UserError(f"range: delays of up to {self.longest} physics steps; at most 999")
         return self.longest
+
+
+def randomized_fields(*tables: dict[str, Any]) -> list[str]:
+    """The engine's fields to which some event of these tables gives a value of its own in each world."""
+    fields: list[str] = []
+    for node in (n for table in tables for n in table.values() if n):
+        value = node.get("field", [])
+        fields += [value] if isinstance(value, str) else value
+    return sorted(set(fields) - {ENCODER_BIAS})
 
 
 def _checked(values: list[float], distribution: str) -> tuple[float, float]:
