@@ -1,4 +1,4 @@
-"""How soon the command line answers: whole processes, 10 each.
+"""How soon the command line answers: whole processes, 10 each; and how long `isaacrl check` takes, once for each task.
 
 python benchmarks/startup.py
 """
@@ -6,7 +6,9 @@ python benchmarks/startup.py
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from common import write
 
@@ -30,5 +32,18 @@ def seconds(args: list[str]) -> dict[str, float]:
     return {"exit_code": code, "median_s": round(statistics.median(times), 3), "max_s": round(max(times), 3)}
 
 
+def check(task: str) -> dict[str, float]:
+    """Seconds of one whole `isaacrl check`."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as outputs:
+        args = [sys.executable, "-m", "isaacrl", "check", f"task={task}", "device=cpu", f"outputs={outputs}"]
+        code = subprocess.run(args, capture_output=True).returncode
+    return {"exit_code": code, "s": round(time.perf_counter() - began, 1)}
+
+
 if __name__ == "__main__":
-    write("startup", {name: seconds(args) for name, args in CASES.items()})
+    tasks = sorted(p.stem for p in (Path(__file__).parent.parent / "conf" / "task").glob("*.yaml"))
+    write(
+        "startup",
+        {name: seconds(args) for name, args in CASES.items()} | {f"check {task}": check(task) for task in tasks},
+    )
