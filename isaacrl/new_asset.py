@@ -9,6 +9,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
+from isaacrl.errors import UserError
 from isaacrl.options import NewOptions
 from isaacrl.sim.assets import FREE, HINGE, SLIDE, Asset, joint_names, lowest_point
 
@@ -19,6 +20,8 @@ def asset_yaml(name: str, asset: Asset, model: mujoco.MjModel, options: NewOptio
     """conf/asset/NAME.yaml for a model that was loaded with options."""
     joint_names(asset)  # there must be some
     joints = [j for j in range(model.njnt) if model.jnt_type[j] in (SLIDE, HINGE) and model.joint(j).name]
+    if not joints:
+        raise UserError(f"asset.path: the joints of '{asset.file}' have no names; give each one: <joint name=...>")
     data = _default_pose(model, joints)
     free = [int(model.jnt_bodyid[j]) for j in range(model.njnt) if model.jnt_type[j] == FREE]
     base = model.body(free[0] if free else min(1, model.nbody - 1)).name

@@ -56,7 +56,10 @@ def _judge_rewards(rows: dict[str, Any], errors: list[str], warnings: list[str],
             warnings.append(f"{key}: the penalty pays: its weight is negative and so is its value; turn one of them")
         elif weight is not None and weight > 0 >= t["max"]:
             t["flag"] = "reward costs"
-            warnings.append(f"{key}: the reward costs: its weight is positive but its value never is; turn the weight")
+            warnings.append(
+                f"{key}: the reward costs: its weight is positive but its value never was; turn the weight, "
+                "unless a trained robot earns it"
+            )
         elif len(rows) > 1 and t["share"] > DOMINANT and t["share_of_spread"] > DOMINANT:
             t["flag"] = "dominant"
             warnings.append(f"{key}: {t['share']:.0%} of the sum of all rewards: the others will hardly count")

@@ -93,6 +93,14 @@ def test_mistakes_write_nothing(message, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_joints_need_names(capsys, tmp_path):
+    (tmp_path / "a.xml").write_text(
+        "<mujoco><worldbody><body><joint/><geom size='.1'/></body></worldbody></mujoco>", encoding="utf-8"
+    )
+    assert cli.main(["new", "asset", "x", "path=a.xml"]) == 2
+    assert "have no names" in capsys.readouterr().err and not Path("conf").exists()
+
+
 def test_nothing_is_overwritten(capsys):
     run("asset", "dog", f"path={ASSETS / 'go2.xml'}")
     Path("conf/asset/dog.yaml").write_text("mine")
