@@ -75,6 +75,11 @@ def describe(env: Env, cfg: DictConfig, module: Any, checkpoint: dict[str, Any] 
             "oldest first, at the start the first value in all places; do not add what terms list as training_only",
         },
         "output": {"name": "joint_target", "dtype": "float32", "shape": [None, len(joints)], "joints": joints},
+        "held": {
+            name: float(env.task.rest[a])
+            for a, name in enumerate(s.robot.actuator_names)
+            if a not in module.columns.tolist()
+        },
         "extra_inputs": [EXTRA_INPUTS[name] | {"shape": [None, len(joints)]} for name in module.extra_inputs],
         "actuation": ACTUATION
         | {

@@ -44,11 +44,11 @@ class Task:
             twice = next(s.robot.actuator_names[a] for a in used if used.count(a) > 1)
             raise UserError(f"task.actions: joint '{twice}' is driven by two terms; give each joint to one")
         self._columns = torch.tensor(used, dtype=torch.long, device=s.device)
-        self._rest = _rest(s)
+        self.rest = _rest(s)  # [nu]
 
     def pre_physics_step(self, s: State, action: Tensor) -> Tensor:
         """Targets of the actuators, [E, nu], from the policy's action [E, num_actions]."""
-        target = self._rest.expand(s.num_envs, -1)
+        target = self.rest.expand(s.num_envs, -1)
         parts, first = [], 0
         for term in self.actions:
             n = len(term.fn.actuators)

@@ -247,6 +247,13 @@ def test_the_documented_code_moves_plain_mujoco_as_the_environment_moved(tmp_pat
     np.testing.assert_allclose(theirs, ours, atol=1e-4)
 
 
+def test_the_contract_names_what_drives_hold_that_the_policy_leaves_alone(tmp_path):
+    """A position servo its joint's default position."""
+    _, _, contract = exported(tmp_path, "task.actions.position={joints: [slider]}")
+    assert [j["joint"] for j in contract["output"]["joints"]] == ["slider"]
+    assert contract["held"] == {"hinge": pytest.approx(-0.1)}
+
+
 def test_the_documented_torque_is_the_law_of_the_engines(tmp_path):
     """Gains, effort limit and torque-speed line, at errors and speeds that reach each of them."""
     env, _, contract = exported(tmp_path, *SPACES["position"])
