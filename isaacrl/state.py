@@ -300,6 +300,11 @@ class State(_Lazy):
         return self.read("qpos")[:, self._qpos_joints]
 
     @quantity
+    def encoder_pos(self) -> Tensor:
+        """Joint positions as the encoders read them, bias included [rad or m], [E, J]."""
+        return self.joint_pos + self.encoder_bias
+
+    @quantity
     def joint_vel(self) -> Tensor:
         """Joint velocities [rad/s or m/s], [E, J]."""
         return self.read("qvel")[:, self._qvel_joints]

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from isaacrl.errors import UserError
-from isaacrl.sim.engine import PD
+from isaacrl.sim.drives import target_kinds
 from isaacrl.state import State
 from isaacrl.terms import bind, stack
 
@@ -44,17 +44,27 @@ class Task:
             twice = next(s.robot.actuator_names[a] for a in used if used.count(a) > 1)
             raise UserError(f"task.actions: joint '{twice}' is driven by two terms; give each joint to one")
         self._columns = torch.tensor(used, dtype=torch.long, device=s.device)
-        self.rest = _rest(s)  # [nu]
+        kinds = target_kinds(s.engine.model, s.engine.actuation)
+        # Servos that no action drives hold the default pose, in the encoders' coordinates; other actuators get 0.
+        self.held = [
+            a for a, j in enumerate(s.robot.driven_joints) if j >= 0 and kinds[a] == "position" and a not in used
+        ]
+        self._held_joints = torch.tensor([s.robot.driven_joints[a] for a in self.held], device=s.device).long()
+        self.rest = torch.zeros(s.engine.model.nu, device=s.device)  # [nu]
+        self.rest[self.held] = s.robot.default_joint_pos[self._held_joints]
+        self._held_columns = torch.tensor(self.held, device=s.device).long()
 
     def pre_physics_step(self, s: State, action: Tensor) -> Tensor:
         """Targets of the actuators, [E, nu], from the policy's action [E, num_actions]."""
-        target = self.rest.expand(s.num_envs, -1)
+        target = self.rest.repeat(s.num_envs, 1)
+        if self.held:
+            target.index_add_(1, self._held_columns, s.encoder_bias[:, self._held_joints], alpha=-1)
         parts, first = [], 0
         for term in self.actions:
             n = len(term.fn.actuators)
             parts.append(term(s, action[:, first : first + n]))
             first += n
-        return target.index_copy(1, self._columns, torch.cat(parts, dim=1)) if parts else target.clone()
+        return target.index_copy(1, self._columns, torch.cat(parts, dim=1)) if parts else target
 
     def observations(self, s: State) -> dict[str, Tensor] | None:
         """Named groups [E, n], `policy` among them; None: the tables."""
@@ -78,15 +88,6 @@ class Task:
 
     def reset(self, s: State, mask: Tensor) -> None:
         """After the worlds of mask went back to the default pose, and before the task's reset events."""
-
-
-def _rest(s: State) -> Tensor:
-    """Targets [nu] of actuators that no action drives: position servos hold the default pose, others get 0."""
-    model, robot = s.engine.model, s.robot
-    driven = torch.tensor(robot.driven_joints, dtype=torch.long, device=s.device)
-    servo = (model.actuator_biasprm[:, 1] < 0) | (s.engine.actuation.law == PD)
-    holds = torch.as_tensor(servo, device=s.device) & (driven >= 0)
-    return torch.where(holds, robot.default_joint_pos[driven.clamp(min=0)], 0.0)
 
 
 def container(node: DictConfig) -> dict[str, Any]:

@@ -518,6 +518,9 @@ def test_what_no_action_drives_holds_the_default_pose():
     env = make("franka_reach", 4)
     *_, info = env.step(zeros(env))
     assert info["target"][:, -2:].tolist() == [[pytest.approx(0.04)] * 2] * 4
+    env.state.encoder_bias[:, -1] = 0.01  # a servo works in its encoder's coordinates
+    *_, info = env.step(zeros(env))
+    assert info["target"][0, -2:].tolist() == pytest.approx([0.04, 0.03])
     env = make(
         "franka_reach", 4, "asset=franka_torque", "task.actions={arm: {fn: effort, joints: [joint1], scale: 1.0}}"
     )

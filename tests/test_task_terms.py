@@ -360,6 +360,8 @@ def test_a_turn_about_the_vertical_keeps_the_tilt():
         ("metrics", {"fn": "reached", "site": "tip", "distance": 0.1, "angle": 0.1, "hold_s": 1}, "no command 'pose'"),
         ("observations", {"fn": "imu_lin_acc", "sensor": "feet"}, "no IMU 'feet'"),
         ("observations", {"fn": "command", "name": "velcity"}, "no command 'velcity'"),
+        ("commands", {"fn": "velocity", "lin_vel_x": [1.0, -1.0]}, "lin_vel_x: [1, -1] is in reverse"),
+        ("rewards", {"fn": "progress", "direction": [0.0, 0.0]}, "direction: (0, 0) is none"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_terms_key(family, node, says):

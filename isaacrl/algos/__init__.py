@@ -20,7 +20,7 @@ def build(env: Any, cfg: DictConfig) -> Any:
     if env.device == "cpu":
         # Small networks gain nothing from a second thread, and threads that wait for each other lose much where
         # cores are shared with other programs.
-        small = max(cfg.algo.hidden, default=0) <= SMALL
+        small = max([*cfg.algo.hidden, *(cfg.algo.critic_hidden or [])], default=0) <= SMALL
         torch.set_num_threads(1 if small else THREADS)
     return ALGORITHMS[cfg.algo.name](env, cfg.algo, cfg.seed)
 

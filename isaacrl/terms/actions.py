@@ -96,7 +96,7 @@ class Affine(Term):
 
     def measured(self, s: State) -> Tensor:
         """Joint positions as the encoders read them [rad or m], [E, n]."""
-        return s.joint_pos[:, self.joints] + s.encoder_bias[:, self.joints]
+        return s.encoder_pos[:, self.joints]
 
 
 class effort(Affine):

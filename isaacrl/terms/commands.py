@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from isaacrl.errors import UserError
 from isaacrl.state import State, from_euler
 from isaacrl.terms import Term
 
@@ -37,6 +38,15 @@ class uniform(Term):
         return self.value
 
 
+def _ranges(s: State, **given: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """(low [n], high [n]) of n named ranges. Raises: UserError for one in reverse."""
+    for name, (low, high) in given.items():
+        if low > high:
+            raise UserError(f"{name}: [{low:g}, {high:g}] is in reverse; give [low, high]")
+    ranges = torch.tensor(list(given.values()), dtype=torch.float32, device=s.device)
+    return ranges[:, 0], ranges[:, 1]
+
+
 class velocity(Term):
     """Base velocity to follow, (forward, left) [m/s] and yaw rate [rad/s] in base axes, [E, 3].
 
@@ -58,8 +68,7 @@ class velocity(Term):
         heading_gain: float = 0.5,
         minimum: float = 0.0,
     ):
-        ranges = torch.tensor([lin_vel_x, lin_vel_y, ang_vel_z], dtype=torch.float32, device=s.device)
-        self.low, self.high = ranges.unbind(1)
+        self.low, self.high = _ranges(s, lin_vel_x=lin_vel_x, lin_vel_y=lin_vel_y, ang_vel_z=ang_vel_z)
         self.period = tuple(max(1.0, float(t) / s.step_dt) for t in resample_s)
         self.standing, self.heading, self.gain, self.minimum = standing, heading, heading_gain, minimum
         self.value: Tensor  # [E, 3]
@@ -120,8 +129,7 @@ class pose(Term):
         yaw: tuple[float, float] = (0.0, 0.0),
         resample_s: tuple[float, float] = (4.0, 4.0),
     ):
-        ranges = torch.tensor([x, y, z, roll, pitch, yaw], dtype=torch.float32, device=s.device)
-        self.low, self.high = ranges.unbind(1)
+        self.low, self.high = _ranges(s, x=x, y=y, z=z, roll=roll, pitch=pitch, yaw=yaw)
         self.period = tuple(max(1.0, float(t) / s.step_dt) for t in resample_s)
         self.value: Tensor  # [E, 7]
         self.steps_left: Tensor  # until the next draw, [E]

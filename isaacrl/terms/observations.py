@@ -13,18 +13,18 @@ from isaacrl.terms.measures import reach_rotation
 
 def joint_pos(s: State, *, joints: Joints = ALL, biased: bool = True) -> Tensor:
     """Joint positions relative to the default pose [rad or m], [E, J]; biased: as the encoders read them."""
-    pos = s.joint_pos + s.encoder_bias if biased else s.joint_pos
+    pos = s.encoder_pos if biased else s.joint_pos
     return pos[:, joints] - s.robot.default_joint_pos[joints]
 
 
 def joint_pos_cos(s: State, *, joints: Joints = ALL, biased: bool = True) -> Tensor:
     """Cosine of joint angles, [E, J]: continuous for joints that turn around."""
-    return torch.cos((s.joint_pos + s.encoder_bias if biased else s.joint_pos)[:, joints])
+    return torch.cos((s.encoder_pos if biased else s.joint_pos)[:, joints])
 
 
 def joint_pos_sin(s: State, *, joints: Joints = ALL, biased: bool = True) -> Tensor:
     """Sine of joint angles, [E, J]."""
-    return torch.sin((s.joint_pos + s.encoder_bias if biased else s.joint_pos)[:, joints])
+    return torch.sin((s.encoder_pos if biased else s.joint_pos)[:, joints])
 
 
 def joint_vel(s: State, *, joints: Joints = ALL) -> Tensor:

@@ -67,6 +67,8 @@ class progress(Term):
 
     def __init__(self, s: State, *, direction: tuple[float, float] = (1.0, 0.0), most: float | None = None):
         toward = torch.tensor([float(x) for x in direction], device=s.device)
+        if not toward.any():
+            raise UserError("direction: (0, 0) is none; give two numbers, such as [1.0, 0.0]")
         self.direction = toward / torch.linalg.vector_norm(toward)
         self.most = torch.inf if most is None else float(most)
         self.last: Tensor  # [E, 2]
