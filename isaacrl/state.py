@@ -299,7 +299,7 @@ class State(_Lazy):
         """Joint positions [rad or m], [E, J]."""
         return self.read("qpos")[:, self._qpos_joints]
 
-    @quantity
+    @property
     def encoder_pos(self) -> Tensor:
         """Joint positions as the encoders read them, bias included [rad or m], [E, J]."""
         return self.joint_pos + self.encoder_bias
