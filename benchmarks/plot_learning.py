@@ -4,7 +4,8 @@
     python benchmarks/plot_learning.py
 
 One panel a task: the first metric of its criterion over the training seconds, as the exploring policy does in training;
-thin lines are seeds, the thick one their mean with its 95% confidence band (Student's t over seeds, at common times).
+thin lines are seeds, the thick one their mean with its 95% confidence band (Student's t over seeds, at common times);
+the return where the criterion is not logged in training.
 Dots at the right: the evaluation of the trained policy, without exploration. Dashed: the criterion.
 """
 
@@ -21,7 +22,6 @@ LABELS = {
     "lin_vel_error": "velocity error [m/s]",
     "reached": "targets reached",
     "balanced": "time balanced",
-    "episode_length": "return",  # the curve of a task judged by its episodes' length
 }
 
 
@@ -50,9 +50,10 @@ def draw(ax, name: str, result: dict) -> None:
     if key in result["runs"][0]["curve"]:
         ax.axhline(criterion.get("above", criterion.get("below")), color="black", linestyle="--", linewidth=0.8)
     machine = result["machine"]
-    ax.set_title(f"{name}\n{machine['gpu'] or str(machine['cores']) + ' CPU cores'}, {len(curves)} seeds", fontsize=9)
+    where = machine["gpu"] or f"{machine['cores']} CPU cores"
+    ax.set_title(f"{name}\n{where}, {len(curves)} seed{'s' * (len(curves) > 1)}", fontsize=9)
     ax.set_xlabel("training time [s]", fontsize=8)
-    ax.set_ylabel(LABELS.get(metric, metric), fontsize=8)
+    ax.set_ylabel(LABELS.get(metric, metric) if key in result["runs"][0]["curve"] else "return", fontsize=8)
     ax.tick_params(labelsize=7)
     ax.set_ylim(bottom=0)
 
