@@ -1,9 +1,9 @@
 """PPO end to end beside Stable-Baselines3, on gymnasium's own Ant, on the CPU.
 
     pip install stable-baselines3 "gymnasium[mujoco]"
-    python benchmarks/versus_sb3.py [--quick] [--seeds 5] [--steps 200000] [--out versus_sb3]
+    python benchmarks/versus_sb3.py [--quick] [--seeds 5] [--steps 120000] [--out versus_sb3]
 
-One run of about 40 minutes on two cores, three parts; results/versus_sb3.json.
+One run of about 25 minutes on two cores, three parts; results/versus_sb3.json.
 
 1. Equality: the same states and actions give the same observations, rewards and terminations (1e-6) in both.
 2. Speed: whole iterations (rollout and update) of both alternate; steps/s are of the median iteration.
@@ -251,7 +251,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a minute: fewer settings, one short seed")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200_000, help="samples of each training")
+    parser.add_argument("--steps", type=int, default=120_000, help="samples of each training")
     parser.add_argument("--out", default="versus_sb3", help="name of the file under results/")
     args = parser.parse_args()
     torch.set_num_threads(1)
