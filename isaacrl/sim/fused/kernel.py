@@ -1,0 +1,94 @@
+"""The fused kernel: its stages joined to one source, compiled by Warp for a GPU or, to test it, for a CPU."""
+
+import importlib.resources
+from typing import Any
+
+import warp as wp
+
+from isaacrl.sim.fused.tables import Tables
+
+STAGES = (
+    *("lanes", "math", "model", "kinematics", "dynamics", "actuation", "narrow", "collision", "constraint"),
+    *("factor", "solver", "integrate", "outputs", "step"),
+)
+
+# Warp pastes a snippet into the body of a function. This one leaves that body for file scope, where the stages go, and
+# ends inside another function; a Warp that pastes differently fails to compile it. Warp has a macro int(x) for casts,
+# which would break `operator int`.
+_SNIPPET = """
+  CUDA_CALLABLE void isaacrl_step(int, int, int, const {real}*, const int*, const unsigned long long*);
+  isaacrl_step(thread, worlds, substeps, params.data, tables.data, arrays.data);
+}}
+#pragma push_macro("int")
+#undef int
+#define REAL {real}
+#define BACKWARDS {backwards}
+namespace isaacrl {{
+{source}
+}}
+CUDA_CALLABLE void isaacrl_step(int thread, int worlds, int substeps, const {real}* params, const int* tables,
+                                const unsigned long long* arrays) {{
+  using namespace isaacrl;
+#if GPU
+  int id = thread / LANES;
+  __shared__ Scratch all[WP_TILE_BLOCK_DIM / LANES];
+  Scratch& S = all[threadIdx.x / LANES];
+#else
+  int id = thread;
+  Scratch S;
+#endif
+  if (id < worlds) step_world(World{{id, params, tables, arrays}}, S, substeps);
+}}
+#pragma pop_macro("int")
+inline CUDA_CALLABLE void isaacrl_end() {{
+"""
+
+
+def source(tables: Tables, edit: tuple[str, str] | None = None) -> str:
+    """The stages with the tables' macros and accessors; edit replaces one text in them (to test the tests)."""
+    folder = importlib.resources.files("isaacrl.sim.fused") / "stages"
+    parts = {name: (folder / f"{name}.h").read_text().replace("#pragma once\n", "") for name in STAGES}
+    parts["math"] += tables.header()
+    parts["model"] = parts["model"].replace("//@tables\n", tables.accessors())
+    text = "\n".join(parts.values())
+    if edit:
+        if edit[0] not in text:
+            raise ValueError(f"no stage has {edit[0]!r}")
+        text = text.replace(*edit, 1)
+    return text
+
+
+def build(tables: Tables, *, double: bool = False, block: int = 64, backwards: bool = False,
+          edit: tuple[str, str] | None = None) -> Any:
+    """A Warp kernel (worlds, substeps, params, tables, arrays); on a GPU it takes lanes threads a world.
+
+    double: in float64, for validation on a CPU. block: threads of a block. backwards: items in reverse order (CPU).
+    """
+    real = wp.float64 if double else wp.float32
+    snippet = _SNIPPET.format(
+        real="double" if double else "float", backwards=int(backwards), source=source(tables, edit)
+    )
+
+    @wp.func_native(snippet)
+    def step_world(
+        thread: int,
+        worlds: int,
+        substeps: int,
+        params: wp.array[real],
+        tables: wp.array[wp.int32],
+        arrays: wp.array[wp.uint64],
+    ): ...
+
+    options = {"fast_math": not double, "block_dim": block, "max_unroll": 0}
+
+    @wp.kernel(enable_backward=False, module="unique", module_options=options, grid_stride=False)
+    def step(
+        worlds: int,
+        substeps: int,
+        params: wp.array[real],
+        tables: wp.array[wp.int32],
+        arrays: wp.array[wp.uint64],
+    ):
+        step_world(wp.tid(), worlds, substeps, params, tables, arrays)
+
+    return step

@@ -1,0 +1,141 @@
+// Velocities, inertias and sums over trees (Featherstone 2008, chapters 5 and 6; MuJoCo: mj_comVel, mj_rne, mj_crb).
+#pragma once
+
+// x becomes its sum over each dof and the dofs above it, in S.chain as well. Pointer doubling.
+FN void sum_along_chains(const World& w, Scratch& S, Per<spatial, NV>& x) {
+  sync();
+  EACH(i, NV) store_spatial(S.chain[i], x[i]);
+  UNROLL for (int k = 0; k < DOF_ROUNDS; k++) {
+    sync();
+    EACH(i, NV) {
+      int up = dof_up(w)[k * NV + i];
+      if (up >= 0) x[i] = x[i] + load_spatial(S.chain[up]);
+    }
+    sync();
+    EACH(i, NV) store_spatial(S.chain[i], x[i]);
+  }
+  sync();
+}
+
+// What S.chain holds for a body: the sum at its last dof; 0 for a body that cannot move.
+FN spatial of_body(const World& w, const Scratch& S, int body) {
+  int last = body_lastdof(w)[body];
+  if (last < 0) return spatial{v3(0, 0, 0), v3(0, 0, 0)};
+  return load_spatial(S.chain[last]);
+}
+
+// S.sums[b][first .. first + count) becomes its sum over the subtree of b; one lane an element.
+template <int first, int count>
+FN void sum_over_subtrees(Scratch& S) {
+  sync();
+  EACH(e, count) {
+    real x[NB];
+    real* column = &S.sums[0][first + e];
+    UNROLL for (int b = 1; b < NB; b++) x[b] = column[b * MATRIX];
+    UNROLL for (int b = NB - 1; b > 0; b--) if (BODY_PARENT[b]) x[BODY_PARENT[b]] += x[b];
+    UNROLL for (int b = 1; b < NB; b++) column[b * MATRIX] = x[b];
+  }
+  sync();
+}
+
+// A symmetric 6 x 6 matrix maps motion to force: rot-rot (xx yy zz xy xz yz), rot-lin by rows (9), lin-lin (6).
+struct matrix6 {
+  real m[WRENCH];
+};
+FN matrix6 load_matrix(const real* p) {
+  matrix6 g;
+  UNROLL for (int k = 0; k < 5; k++) {
+    four a = load4(p + 4 * k);
+    g.m[4 * k] = a.x, g.m[4 * k + 1] = a.y, g.m[4 * k + 2] = a.z, g.m[4 * k + 3] = a.w;
+  }
+  g.m[20] = p[20];
+  return g;
+}
+FN vec3 times_sym(const real* s, vec3 v) {
+  return v3(s[0] * v.x + s[3] * v.y + s[4] * v.z, s[3] * v.x + s[1] * v.y + s[5] * v.z, s[4] * v.x + s[5] * v.y + s[2] * v.z);
+}
+FN spatial times(const matrix6& g, spatial v) {
+  const real* c = g.m + 6;
+  vec3 rot = times_sym(g.m, v.rot) + v3(c[0] * v.lin.x + c[1] * v.lin.y + c[2] * v.lin.z,
+                                        c[3] * v.lin.x + c[4] * v.lin.y + c[5] * v.lin.z,
+                                        c[6] * v.lin.x + c[7] * v.lin.y + c[8] * v.lin.z);
+  vec3 lin = times_sym(g.m + 15, v.lin) + v3(c[0] * v.rot.x + c[3] * v.rot.y + c[6] * v.rot.z,
+                                             c[1] * v.rot.x + c[4] * v.rot.y + c[7] * v.rot.z,
+                                             c[2] * v.rot.x + c[5] * v.rot.y + c[8] * v.rot.z);
+  return spatial{rot, lin};
+}
+
+// The spatial inertia of a body whose centre of mass is at c from the reference point (Featherstone 2008, eq. 2.63).
+FN matrix6 body_matrix(real mass, vec3 principal, quat rot, vec3 c) {
+  axes a = axes_of(rot);
+  matrix6 g;
+  real* m = g.m;
+  vec3 h = mass * c;
+  m[0] = principal.x * a.x.x * a.x.x + principal.y * a.y.x * a.y.x + principal.z * a.z.x * a.z.x + h.y * c.y + h.z * c.z;
+  m[1] = principal.x * a.x.y * a.x.y + principal.y * a.y.y * a.y.y + principal.z * a.z.y * a.z.y + h.x * c.x + h.z * c.z;
+  m[2] = principal.x * a.x.z * a.x.z + principal.y * a.y.z * a.y.z + principal.z * a.z.z * a.z.z + h.x * c.x + h.y * c.y;
+  m[3] = principal.x * a.x.x * a.x.y + principal.y * a.y.x * a.y.y + principal.z * a.z.x * a.z.y - h.x * c.y;
+  m[4] = principal.x * a.x.x * a.x.z + principal.y * a.y.x * a.y.z + principal.z * a.z.x * a.z.z - h.x * c.z;
+  m[5] = principal.x * a.x.y * a.x.z + principal.y * a.y.y * a.y.z + principal.z * a.z.y * a.z.z - h.y * c.z;
+  m[6] = 0, m[7] = -h.z, m[8] = h.y;
+  m[9] = h.z, m[10] = 0, m[11] = -h.x;
+  m[12] = -h.y, m[13] = h.x, m[14] = 0;
+  m[15] = m[16] = m[17] = mass;
+  m[18] = m[19] = m[20] = 0;
+  return g;
+}
+
+// Inertias, and the bias force of each dof (gravity, Coriolis, external wrenches): the recursive Newton-Euler
+// algorithm without joint accelerations. velocity: sums along chains of qvel times axis (in S.chain too).
+FN void inertia_and_bias(const World& w, Scratch& S, const Per<spatial, NV>& axis, Per<real, NV>& bias) {
+  Per<spatial, NV> swept;  // cdof_dot qvel
+  Per<spatial, NB> moving;
+  EACH(b, NB) moving[b] = of_body(w, S, b);
+  EACH(i, NV) {
+    spatial v = load_spatial(S.chain[dof_motion_source(w)[i]]);
+    swept[i] = (dof_kind(w)[i] == AXIS_WORLD ? R(0) : S.qvel[i]) * cross_motion(v, axis[i]);
+  }
+  sum_along_chains(w, S, swept);
+  const real* wrenches = live<const real>(w, A_XFRC, 6 * NB);
+  vec3 gravity = v3(opt_gravity(w));
+  EACH(b, NB) {
+    real mass = body_mass(w)[b];
+    quat rot = orientation_of(S, b);
+    vec3 c = position_of(S, b) + rotate(rot, v3(body_ipos(w) + 3 * b)) - reference_of(w, S, b);
+    matrix6 g = body_matrix(mass, v3(body_inertia(w) + 3 * b), product(rot, q4(body_iquat(w) + 4 * b)), c);
+    spatial v = moving[b], a = of_body(w, S, b);
+    a.lin = a.lin - gravity;
+    spatial f = times(g, a) + cross_force(v, times(g, v));
+#if GRAVCOMP
+    vec3 lift = (body_gravcomp(w)[b] * mass) * gravity;
+    f = f + spatial{cross(c, lift), lift};
+#endif
+    if (wrenches) {
+      vec3 push = v3(wrenches + 6 * b), twist = v3(wrenches + 6 * b + 3);
+      f = f - spatial{twist + cross(c, push), push};
+    }
+    UNROLL for (int k = 0; k < WRENCH; k++) S.inertia[b][k] = g.m[k];
+    real* out = S.sums[b] + WRENCH;
+    store(out, f.rot), store(out + 3, f.lin);
+  }
+  sum_over_subtrees<WRENCH, 6>(S);
+  EACH(i, NV) {
+    const real* f = S.sums[dof_body(w)[i]] + WRENCH;
+    bias[i] = dot(axis[i], spatial{v3(f), v3(f + 3)});
+  }
+}
+
+// out = M x, from S.chain, the sums of x along chains (MuJoCo: mj_mulM).
+FN void times_inertia(const World& w, Scratch& S, const Per<spatial, NV>& axis, const Per<real, NV>& x, Per<real, NV>& out) {
+  sync();
+  EACH(b, NB) {
+    spatial f = times(load_matrix(S.inertia[b]), of_body(w, S, b));
+    real* o = S.sums[b] + WRENCH;
+    store(o, f.rot), store(o + 3, f.lin);
+  }
+  sum_over_subtrees<WRENCH, 6>(S);
+  EACH(i, NV) {
+    const real* f = S.sums[dof_body(w)[i]] + WRENCH;
+    out[i] = dot(axis[i], spatial{v3(f), v3(f + 3)}) + dof_armature(w)[i] * x[i];
+  }
+}

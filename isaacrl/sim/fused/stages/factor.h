@@ -1,0 +1,84 @@
+// H x = b for a symmetric positive definite H, one row a lane.
+//
+// Rows beyond the lanes (nv > LANES) lie in scratch memory and are eliminated first. The others are in registers:
+// Gauss-Jordan elimination, two pivots a round trip through scratch memory. As the block that is left stays symmetric, a
+// pivot's row is read as its column.
+#pragma once
+
+struct Row {
+  real v[NROW];
+};
+
+// Eliminates rows NR .. NV - 1 of S.hessian from all others; S.vector holds b.
+FN void eliminate_extra_rows(Scratch& S, Per<Row, NR>& H, Per<real, NR>& x) {
+  ROLLED for (int e = NV - 1; e >= NR; e--) {
+    const real* E = S.hessian[e];
+    real inv = inverse(E[e]), b = S.vector[e];
+    EACH(i, NR) {
+      real f = E[i] * inv;
+      x[i] -= f * b;
+      UNROLL for (int q = 0; q < NROW; q += 4) {
+        four t = load4(E + q);
+        H[i].v[q] -= f * t.x, H[i].v[q + 1] -= f * t.y, H[i].v[q + 2] -= f * t.z, H[i].v[q + 3] -= f * t.w;
+      }
+    }
+    ROLLED for (int m = NR; m < e; m++) {
+      real f = E[m] * inv;
+      EACH(j, NV) if (j <= m) S.hessian[m][j] -= f * E[j];
+      EACH(one, 1) S.vector[m] -= f * b;
+    }
+    sync();
+  }
+}
+
+FN void recover_extra_rows(Scratch& S, const Per<real, NR>& x) {
+  EACH(i, NR) S.vector[i] = x[i];
+  sync();
+  ROLLED for (int e = NR; e < NV; e++) {
+    const real* E = S.hessian[e];
+    real s = 0;
+    EACH(j, NV) if (j < e) s += E[j] * S.vector[j];
+    real value = (S.vector[e] - across(s)) / E[e];
+    sync();
+    EACH(one, 1) S.vector[e] = value;
+    sync();
+  }
+}
+
+// Solves in place: x holds b, then the solution. H is destroyed.
+FN void gauss_jordan(Scratch& S, Per<Row, NR>& H, Per<real, NR>& x) {
+  Per<real, NR> scale;
+  UNROLL for (int k = 0; k < NR; k += 2) {
+    real* first = S.pivot[(k / 2) % 2];
+    real* second = first + NROW;
+    const bool pair = k + 1 < NR;
+    EACH(i, NR) {
+      first[i] = H[i].v[k];
+      if (pair) second[i] = H[i].v[k + 1 < NROW ? k + 1 : k];
+    }
+    real b0 = from(x, k), b1 = pair ? from(x, k + 1 < NR ? k + 1 : k) : R(0);
+    sync();
+    real inv0 = inverse(first[k]), s = 0, inv1 = 0;
+    if (pair) s = first[k + 1 < NROW ? k + 1 : k] * inv0, inv1 = inverse(second[k + 1 < NROW ? k + 1 : k] - s * first[k + 1 < NROW ? k + 1 : k]);
+    EACH(i, NR) {
+      real f0 = i == k ? R(0) : H[i].v[k] * inv0, f1 = 0;
+      if (i == k) scale[i] = inv0;
+      x[i] -= f0 * b0;
+      if (pair) {
+        f1 = i == k + 1 ? R(0) : (H[i].v[k + 1 < NROW ? k + 1 : k] - f0 * first[k + 1 < NROW ? k + 1 : k]) * inv1;
+        if (i == k + 1) scale[i] = inv1;
+        x[i] -= f1 * (b1 - s * b0);
+        f0 -= f1 * s;
+      }
+      UNROLL for (int q = (k + 2) / 4 * 4; q < NROW; q += 4) {
+        four t = load4(first + q), u = load4(second + q);
+        if (q > k + 1 && q < NR) H[i].v[q] -= f0 * t.x + f1 * u.x;
+        if (q + 1 > k + 1 && q + 1 < NR) H[i].v[q + 1] -= f0 * t.y + f1 * u.y;
+        if (q + 2 > k + 1 && q + 2 < NR) H[i].v[q + 2] -= f0 * t.z + f1 * u.z;
+        if (q + 3 > k + 1 && q + 3 < NR) H[i].v[q + 3] -= f0 * t.w + f1 * u.w;
+      }
+    }
+  }
+  EACH(i, NR) x[i] *= scale[i];
+  sync();
+}

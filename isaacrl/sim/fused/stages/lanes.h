@@ -1,0 +1,120 @@
+// The lane model: how one source runs as a group of lanes on a GPU and as plain loops on a CPU.
+//
+// LANES lanes (1 to 32, a power of two, a part of one GPU warp) step one world together. A stage is a sequence of
+// blocks; within a block each item (a body, a dof, a contact, ...) is handled by one lane, independently of all others:
+//
+//     EACH(i, NV) { y[i] = 2 * x[i]; }
+//
+// What outlives a block is either scratch memory, which all lanes see after sync(), or a Per<T, N>, one value an item,
+// which only the item's own lane can reach (registers on a GPU, an array on a CPU). Everything else in a stage is
+// uniform: the same in all lanes. A plain variable that EACH adds to is a lane's share until across(...) joins the lanes.
+#pragma once
+
+#if defined(__CUDA_ARCH__)
+#define GPU 1
+#define FN __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
+#define ALIGNED __align__(16)
+#define CONSTANT __device__ const
+#else
+#define GPU 0
+#define FN static inline
+#define UNROLL
+#define ROLLED
+#define ALIGNED alignas(4 * sizeof(REAL))
+#define CONSTANT const
+#endif
+
+typedef REAL real;
+#define R(x) ((real)(x))
+
+#if GPU
+
+// Slots: how many items of n a lane handles at most.
+#define SLOTS(n) (((n) + LANES - 1) / LANES)
+
+struct Item {
+  int id, slot;
+  FN operator int() const { return id; }
+};
+template <class T, int N>
+struct Per {
+  T v[SLOTS(N) > 0 ? SLOTS(N) : 1];
+  FN T& operator[](Item i) { return v[i.slot]; }
+  FN const T& operator[](Item i) const { return v[i.slot]; }
+};
+
+FN int lane_id() { return LANES == 1 ? 0 : (threadIdx.x & (LANES - 1)); }
+FN unsigned group_mask() {
+  return LANES == 32 ? 0xffffffffu : (((1u << (LANES & 31)) - 1u) << ((threadIdx.x & 31) & ~(LANES - 1)));
+}
+// n items, known at compile time, one lane each.
+#define EACH(i, n)                                                   \
+  UNROLL for (int i##_s = 0; i##_s < SLOTS(n); i##_s++)              \
+    if (Item i{i##_s * LANES + lane_id(), i##_s}; i.id < (n))
+// n items of at most `most`: n is known at run time only.
+#define EACH_OF(i, n, most)                                          \
+  UNROLL for (int i##_s = 0; i##_s < SLOTS(most); i##_s++)           \
+    if (Item i{i##_s * LANES + lane_id(), i##_s}; i.id < (n))
+// Many items; nothing Per of them is kept.
+#define EACH_OF_MANY(i, n)                                           \
+  ROLLED for (Item i{lane_id(), 0}; i.id < (n); i.id += LANES)
+// Batches of items in which all lanes take part, those beyond n too (`i < n` is the block's to ask): for append().
+#define BATCHES(i, n)                                                \
+  ROLLED for (int i##_s = 0; i##_s < (n); i##_s += LANES)            \
+    if (Item i{i##_s + lane_id(), 0}; true)
+
+FN void sync() {
+  if (LANES > 1) __syncwarp(group_mask());
+}
+FN real across(real x) {
+  UNROLL for (int m = LANES / 2; m; m >>= 1) x += __shfl_xor_sync(group_mask(), x, m, LANES);
+  return x;
+}
+FN bool any(bool p) { return LANES == 1 ? p : (__ballot_sync(group_mask(), p) & group_mask()) != 0; }
+// The place of this lane's item in a list of n so far, if `hit`; n grows by the hits of all lanes.
+FN int append(bool hit, int& n) {
+  if (LANES == 1) return hit ? n++ : n;
+  unsigned mask = group_mask(), all = __ballot_sync(mask, hit) & mask;
+  int place = n + __popc(all & ((1u << (threadIdx.x & 31)) - 1u));
+  n += __popc(all);
+  return place;
+}
+// Item k's value, in all lanes; k is uniform and, for N > LANES, known at compile time.
+template <class T, int N>
+FN T from(const Per<T, N>& x, int k) {
+  return LANES == 1 ? x.v[k] : __shfl_sync(group_mask(), x.v[k / LANES], k & (LANES - 1), LANES);
+}
+
+#else
+
+struct Item {
+  int id;
+  operator int() const { return id; }
+};
+template <class T, int N>
+struct Per {
+  T v[N > 0 ? N : 1];
+  T& operator[](Item i) { return v[i.id]; }
+  const T& operator[](Item i) const { return v[i.id]; }
+};
+// Blocks must not depend on the order of their items: tests run them backwards as well.
+#if BACKWARDS
+#define EACH(i, n) for (Item i{(n)-1}; i.id >= 0; i.id--)
+#else
+#define EACH(i, n) for (Item i{0}; i.id < (n); i.id++)
+#endif
+#define EACH_OF(i, n, most) EACH(i, n)
+#define EACH_OF_MANY(i, n) EACH(i, n)
+#define BATCHES(i, n) for (Item i{0}; i.id < (n); i.id++)
+FN void sync() {}
+FN real across(real x) { return x; }
+FN bool any(bool p) { return p; }
+FN int append(bool hit, int& n) { return hit ? n++ : n; }
+template <class T, int N>
+FN T from(const Per<T, N>& x, int k) {
+  return x.v[k];
+}
+
+#endif

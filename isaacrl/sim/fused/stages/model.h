@@ -1,0 +1,73 @@
+// One world: where its model, its state and its scratch memory lie.
+//
+// The sizes (NQ, NV, ...) and the accessors of tables (body_mass(w), dof_body(w), ...) are written by tables.py, which
+// also says what each table holds. A table of the model is shared by all worlds or, where it is randomized, the world's
+// own row of a live array.
+#pragma once
+
+#define PADDED(n) (((n) + 3) / 4 * 4)
+#define AT_LEAST_ONE(n) ((n) > 0 ? (n) : 1)
+
+#define NR (NV < LANES ? NV : LANES)  // rows of the Hessian in registers, one a lane; the others stay in scratch memory
+#define NH PADDED(NV)                 // reals of a row of the Hessian
+#define NROW PADDED(NR)
+#define MATRIX 28                     // a packed 6 x 6 matrix (21), a spatial force (6), padding: no bank conflicts
+#define WRENCH 21                     // where the spatial force begins
+#define TRIANGLE (MAXDIM * (MAXDIM + 1) / 2)  // a packed symmetric matrix of a contact's rows
+#define SHARE (NTREE > 1 ? 36 : MATRIX)  // two trees: the torque about the other's reference point too
+#define C_HESSIAN (MAXDIM > 3 ? 24 : 20)
+#define RECORD (C_HESSIAN + (NPAIR_MOVING + BALL_LIMITS > 0 ? PADDED(TRIANGLE) : 0))
+
+struct World {
+  int id;
+  const real* params;                // shared tables of reals
+  const int* tables;                 // and of integers
+  const unsigned long long* arrays;  // addresses of live arrays, one row a world; 0: nobody asked for it
+};
+
+template <class T>
+FN T* live(const World& w, int array, int columns) {
+  T* p = (T*)w.arrays[array];
+  return p ? p + (size_t)w.id * columns : p;
+}
+
+//@tables
+// A contact, a record of RECORD reals. Positions are relative to the reference point of `body`'s tree.
+enum { C_POS = 0, C_MU = 3, C_NORMAL = 4, C_D = 7, C_TANGENT = 8, C_BODY = 11, C_OTHER = 12, C_SIGN = 13, C_DIM = 14,
+       C_PAIR = 15, C_AREF = 16, C_DIST = 19, C_FRICTION = 20 };  // and C_HESSIAN, of contacts between moving bodies
+
+struct ALIGNED Scratch {
+  real qpos[PADDED(NQ)];
+  real qvel[PADDED(NV)];
+  real warm[PADDED(NV)];              // the last acceleration: where the solver starts
+  real force[AT_LEAST_ONE(2 * NU)];   // of each actuator, and its derivative by the velocity
+  ALIGNED real pose[NB][8];           // position relative to the tree's origin (3), 0, orientation (4)
+  ALIGNED real motion[NV][8];         // each dof's axis as a spatial motion (MuJoCo's cdof, about the reference point)
+  ALIGNED real chain[NV][8];          // sums of spatial motions over a dof and its ancestors
+  ALIGNED real inertia[NB][MATRIX];   // each body's spatial inertia about the reference point
+  union {
+    ALIGNED real joint[AT_LEAST_ONE(NJ)][8];  // axis and anchor in the parent's frame: kinematics alone
+    ALIGNED real sums[NB][MATRIX];            // sums over the subtree of each body
+  };
+  ALIGNED real contact[AT_LEAST_ONE(NCON)][RECORD];
+  union {
+    ALIGNED real geom[AT_LEAST_ONE(NG)][8];         // centre, bounding radius, orientation: collision alone
+    ALIGNED real share[AT_LEAST_ONE(NCON)][SHARE];  // what each contact adds to the Hessian and to the force
+    ALIGNED real hessian[NV][NH];
+  };
+  ALIGNED real pivot[2][2 * NROW];
+  ALIGNED real row[NPAIR_MOVING + BALL_LIMITS > 0 ? MAXDIM : 1][NH];  // rows of J of one contact between two moving bodies
+  real vector[PADDED(NV)];
+  int candidate[AT_LEAST_ONE(NPAIR)];
+};
+
+// Where the positions of a body's tree are counted from: the base of a free tree, else the world's origin. Far from the
+// world's origin float32 has no millimetres, so only differences are ever formed of these.
+FN vec3 origin_of(const World& w, const Scratch& S, int body) {
+  int a = body_origin(w)[body];
+  return a >= 0 ? v3(S.qpos + a) : v3(0, 0, 0);
+}
+// The reference point of a body's tree, relative to its origin.
+FN vec3 reference_of(const World& w, const Scratch& S, int body) { return v3(S.pose[body_root(w)[body]]); }
+FN vec3 position_of(const Scratch& S, int body) { return v3(S.pose[body]); }
+FN quat orientation_of(const Scratch& S, int body) { return q4(S.pose[body] + 4); }

@@ -1,0 +1,88 @@
+// The order of one launch: `substeps` physics steps of one world, then its outputs.
+#pragma once
+
+FN void physics_step(const World& w, Scratch& S, bool last) {
+  Problem P;
+  Per<real, NV> bias, acceleration;
+  kinematics(w, S);
+  dof_axes(w, S, P.axis);
+  int found = collide(w, S);
+  P.touching = P.ncon = found < NCON ? found : NCON;
+#if BALL_LIMITS
+  ball_limits(w, S, P.ncon);
+  found += P.ncon - P.touching;
+  P.ncon = P.ncon < NCON ? P.ncon : NCON;
+#endif
+  if (found > NCON) {
+    EACH(one, 1) *live<long long>(w, A_OVERFLOW, 1) += 1;
+  }
+  Per<spatial, NV> velocity;
+  EACH(i, NV) velocity[i] = S.qvel[i] * P.axis[i];
+  sum_along_chains(w, S, velocity);
+  EACH_OF(c, P.ncon, NCON) {
+    Rows a = reference_acceleration(w, S, S.contact[c]);
+    UNROLL for (int k = 0; k < MAXDIM; k++) P.x[c].v[k] = -a.v[k];
+  }
+  inertia_and_bias(w, S, P.axis, bias);
+  smooth_forces(w, S, last, bias, P.force, P.slope);
+  begin(w, S, P);
+  newton(w, S, P, acceleration);
+  if (last) write_force_outputs(w, S, P);
+  integrate(w, S, acceleration, P.a);
+}
+
+// Between global and scratch memory.
+FN void load_state(const World& w, Scratch& S) {
+  const real *qpos = live<const real>(w, A_QPOS, NQ), *qvel = live<const real>(w, A_QVEL, NV);
+  const real* warm = live<const real>(w, A_WARM, NV);
+  EACH_OF_MANY(i, NQ) S.qpos[i] = qpos[i];
+  EACH_OF_MANY(i, NV) S.qvel[i] = qvel[i], S.warm[i] = warm[i];
+  sync();
+}
+FN void store_state(const World& w, const Scratch& S) {
+  real *qpos = live<real>(w, A_QPOS, NQ), *qvel = live<real>(w, A_QVEL, NV), *warm = live<real>(w, A_WARM, NV);
+  EACH_OF_MANY(i, NQ) qpos[i] = S.qpos[i];
+  EACH_OF_MANY(i, NV) qvel[i] = S.qvel[i], warm[i] = S.warm[i];
+}
+
+FN bool sound(real x) { return magnitude(x) <= R(1e10); }  // mjMAXVAL; a NaN compares as false
+FN bool all_sound(const Scratch& S) {
+  bool bad = false;
+  EACH(i, NQ) bad |= !sound(S.qpos[i]);
+  EACH(i, NV) bad |= !sound(S.qvel[i]) || !sound(S.warm[i]);
+  return !any(bad);
+}
+
+// A world that failed starts anew, like a reset, and says so.
+FN void start_anew(const World& w, Scratch& S) {
+  EACH_OF_MANY(i, NQ) S.qpos[i] = qpos0(w)[i];
+  EACH_OF_MANY(i, NV) S.qvel[i] = S.warm[i] = 0;
+  const int zeroed[] = {A_CTRL, NU, A_QFRC_APPLIED, NV, A_XFRC, 6 * NB, A_QACC, NV, A_QFRC_CONSTRAINT, NV, A_QFRC_SMOOTH, NV,
+                        A_QFRC_ACTUATOR, NV, A_ACTUATOR_FORCE, NU, A_SENSORDATA, NSENSORDATA, A_TIME, 1};
+  ROLLED for (int k = 0; k < (int)(sizeof(zeroed) / sizeof(int)); k += 2) {
+    real* p = live<real>(w, zeroed[k], zeroed[k + 1]);
+    if (p) EACH_OF_MANY(i, zeroed[k + 1]) p[i] = 0;
+  }
+  EACH(one, 1) {
+    *live<unsigned char>(w, A_NONFINITE, 1) = 1;
+    *live<unsigned char>(w, A_FRESH, 1) = 1;
+  }
+  sync();
+}
+
+// substeps 0: outputs of the state as it is.
+FN void step_world(const World& w, Scratch& S, int substeps) {
+  load_state(w, S);
+  ROLLED for (int k = 0; k < substeps; k++) physics_step(w, S, k == substeps - 1);
+  if (substeps) {
+    EACH(one, 1) {
+      *live<unsigned char>(w, A_NONFINITE, 1) = 0;
+      real* time = live<real>(w, A_TIME, 1);
+      *time += R(substeps) * TIMESTEP;
+    }
+    sync();
+    if (!all_sound(S)) start_anew(w, S);
+    store_state(w, S);
+  }
+  write_state_outputs(w, S);
+}

@@ -1,0 +1,397 @@
+"""A MuJoCo model as the fused kernel reads it: sizes as macros, and tables of reals and integers.
+
+Every table becomes an accessor of its name in the kernel's source, `body_mass(w)` say, which gives the row of a world.
+Tables that bear the name of an mjModel field have its content and shape; what the others hold is said where they are
+made. A table that differs between worlds is not stored here but read from a live array [E, ...].
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import mujoco
+import numpy as np
+
+from isaacrl.sim.engine import PD, Actuation
+from isaacrl.sim.fused.pairs import Pair, contact_pairs, moves_apart
+
+_FREE, _BALL, _SLIDE, _HINGE = range(4)  # mjtJoint
+_D, _E = mujoco.mjtDisableBit, mujoco.mjtEnableBit
+
+# Live arrays of every world by name; the kernel calls them A_<NAME>.
+STATE = ("qpos", "qvel", "warm", "target", "time", "overflow", "nonfinite", "fresh", "line", "num_worlds")
+OPTIONAL = ("ctrl", "qfrc_applied", "xfrc", "mocap_pos", "mocap_quat")
+STATE_OUTPUTS = (
+    *("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
+    *("actuator_length", "actuator_velocity", "cvel", "subtree_com"),
+)
+FORCE_OUTPUTS = (
+    *("qacc", "qfrc_constraint", "qfrc_smooth", "qfrc_actuator", "actuator_force", "ncon", "nefc", "niter"),
+    "sensordata",
+)
+SWITCHES = ("any_position", "any_velocity")  # not 0: some output derives from positions, from velocities
+ARRAYS = (*STATE, *OPTIONAL, *STATE_OUTPUTS, *FORCE_OUTPUTS, *SWITCHES)
+
+# Model fields that may have one value a world, and their columns a world.
+PER_WORLD = (
+    *("body_mass", "body_inertia", "body_ipos", "body_iquat", "body_pos", "body_quat", "body_invweight0"),
+    *("dof_damping", "dof_armature", "dof_frictionloss", "dof_invweight0", "jnt_stiffness", "jnt_range"),
+    *("qpos0", "qpos_spring", "actuator_gainprm", "actuator_biasprm", "actuator_forcerange", "actuator_ctrlrange"),
+    *("geom_friction", "opt.gravity", "actuation.kp", "actuation.kd", "actuation.delay"),
+)
+_NAMES = {"actuation.kp": "law_kp", "actuation.kd": "law_kd", "actuation.delay": "law_delay", "opt.gravity": "opt_gravity"}
+
+# Kinds of pairs, in the order of the enumeration in narrow.h, with the most contacts that each has.
+_G = mujoco.mjtGeom
+KINDS = {
+    (int(_G.mjGEOM_PLANE), int(_G.mjGEOM_SPHERE)): ("PLANE_SPHERE", 1),
+    (int(_G.mjGEOM_PLANE), int(_G.mjGEOM_CAPSULE)): ("PLANE_CAPSULE", 2),
+    (int(_G.mjGEOM_PLANE), int(_G.mjGEOM_BOX)): ("PLANE_BOX", 4),
+    (int(_G.mjGEOM_PLANE), int(_G.mjGEOM_CYLINDER)): ("PLANE_CYLINDER", 4),
+    (int(_G.mjGEOM_PLANE), int(_G.mjGEOM_ELLIPSOID)): ("PLANE_ELLIPSOID", 1),
+    (int(_G.mjGEOM_SPHERE), int(_G.mjGEOM_SPHERE)): ("SPHERE_SPHERE", 1),
+    (int(_G.mjGEOM_SPHERE), int(_G.mjGEOM_CAPSULE)): ("SPHERE_CAPSULE", 1),
+    (int(_G.mjGEOM_CAPSULE), int(_G.mjGEOM_CAPSULE)): ("CAPSULE_CAPSULE", 2),
+}
+
+# Columns of the tables of pairs.
+_PAIR_REALS = ("PRM", "REACH", "INCLUDE", "FRICTION", "DAMPING_FRICTION")
+_PAIR_REAL_AT = {"REACH": 7, "INCLUDE": 8, "FRICTION": 9, "DAMPING_FRICTION": 14}
+_PAIR_INTS = (
+    *("KIND", "SHAPE_A", "SHAPE_B", "GEOM_A", "GEOM_B", "BODY_A", "BODY_B"),
+    *("BODY", "OTHER", "SIGN", "DIM", "FRICTION_FROM"),
+)
+PAIR_REALS, PAIR_INTS = 16, 12
+
+
+@dataclass
+class Tables:
+    """What the kernel is compiled for and what it reads. sizes: macros; own: per-world tables, {accessor: columns}."""
+
+    sizes: dict[str, int | float | str]
+    reals: dict[str, np.ndarray]
+    ints: dict[str, np.ndarray]
+    own: dict[str, str] = field(default_factory=dict)  # accessor -> field with one value a world
+    own_columns: dict[str, int] = field(default_factory=dict)
+    constants: str = ""
+
+    def arrays(self) -> list[str]:
+        """Names of all live arrays in the order of the kernel's table of addresses."""
+        return [*ARRAYS, *(f"own_{name}" for name in self.own)]
+
+    def header(self) -> str:
+        """Macros and accessors, as source."""
+        lines = [f"#define {k} {_literal(v)}" for k, v in self.sizes.items()]
+        lines += [f"#define A_{name.upper()} {i}" for i, name in enumerate(self.arrays())]
+        lines += [f"enum {{ {', '.join(f'P_{n} = {i}' for i, n in enumerate(_PAIR_INTS))} }};"]
+        lines += [f"enum {{ {', '.join(f'P_{n} = {i}' for n, i in _PAIR_REAL_AT.items())} }};"]
+        lines += ["enum { FROM_BOTH = 0, FROM_A = 1, FROM_B = 2, FROM_PAIR = 3 };", self.constants]
+        return "\n".join(lines) + "\n"
+
+    def accessors(self) -> str:
+        """One function a table."""
+        lines = []
+        for tables, kind, base in ((self.reals, "real", "params"), (self.ints, "int", "tables")):
+            at = 0
+            for name, table in tables.items():
+                if name in self.own:
+                    address = f"live<const real>(w, A_OWN_{name.upper()}, {self.own_columns[name]})"
+                else:
+                    address, at = f"w.{base} + {at}", at + _padded(table.size)
+                lines.append(f"FN const {kind}* {name}(const World& w) {{ return {address}; }}")
+        return "\n".join(lines) + "\n"
+
+    def blobs(self, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+        """All shared tables one after the other: reals and integers."""
+        reals = [_pad(t, dtype) for n, t in self.reals.items() if n not in self.own]
+        return np.concatenate([*reals, np.zeros(4, dtype)]), np.concatenate([_pad(t, np.int32) for t in self.ints.values()])
+
+
+def make_tables(
+    model: mujoco.MjModel,
+    actuation: Actuation,
+    *,
+    lanes: int,
+    nconmax: int,
+    tolerance: float,
+    delays: int = 0,
+    randomized: frozenset[str] = frozenset(),
+) -> Tables:
+    """Tables of a model that `coverage.uncovered` has nothing against.
+
+    nconmax: contacts a world has room for. delays: places in the delay line, 0 for none.
+    randomized: fields with one value a world, of PER_WORLD.
+    """
+    m = model
+    pairs = [p for p in contact_pairs(m)]
+    sizes: dict[str, int | float | str] = {
+        "NQ": m.nq, "NV": m.nv, "NU": m.nu, "NB": m.nbody, "NJ": m.njnt, "NGEOM": m.ngeom, "NSITE": m.nsite,
+        "NMOCAP": m.nmocap, "NTREE": m.ntree, "NSENSORDATA": m.nsensordata, "LANES": lanes, "LINE": delays, "PRM": 10,
+    }  # fmt: skip
+    reals: dict[str, np.ndarray] = {}
+    ints: dict[str, np.ndarray] = {}
+    _bodies(m, sizes, reals, ints)
+    _dofs(m, sizes, reals, ints)
+    _limits(m, sizes, reals, ints)
+    _actuators(m, actuation, sizes, reals, ints)
+    _collision(m, pairs, sizes, reals, ints)
+    _options(m, sizes, tolerance, randomized)
+    sizes["NCON"] = (max(1, nconmax) if pairs else 0) + int(sizes["BALL_LIMITS"])
+    sizes["OWN_FRICTION"] = int("geom_friction" in randomized)
+    sizes["LOSSES"] = int(bool((m.dof_frictionloss > 0).any()) or "dof_frictionloss" in randomized)
+    sizes["STIFFNESS"] = int(bool((m.jnt_stiffness != 0).any()) or "jnt_stiffness" in randomized)
+    tables = Tables(sizes, reals, ints)
+    tables.constants = f"static CONSTANT int BODY_PARENT[NB] = {{{', '.join(map(str, m.body_parentid.tolist()))}}};"
+    for name in sorted(randomized):
+        accessor = _NAMES.get(name, name)
+        tables.own[accessor] = name
+        tables.own_columns[accessor] = int(reals[accessor].size)
+    return tables
+
+
+def _bodies(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
+    for name in ("body_pos", "body_quat", "body_ipos", "body_iquat", "body_mass", "body_inertia", "body_gravcomp"):
+        reals[name] = getattr(m, name)
+    reals["body_invweight0"], reals["opt_gravity"] = m.body_invweight0, _gravity(m)
+    ints["body_parent"], ints["body_root"], ints["body_mocapid"] = m.body_parentid, m.body_rootid, m.body_mocapid
+    ints["body_jntadr"], ints["body_jntnum"] = np.maximum(m.body_jntadr, 0), m.body_jntnum
+    sizes["MAX_JOINTS"] = int(m.body_jntnum.max())
+    sizes["GRAVCOMP"] = int(m.body_gravcomp.any() and not m.opt.disableflags & _D.mjDSBL_GRAVITY)
+    last, depth = last_dofs(m), np.zeros(m.nbody, int)
+    origin = np.full(m.nbody, -1)  # address in qpos of the position of the tree's free joint
+    for b in range(1, m.nbody):
+        depth[b] = depth[m.body_parentid[b]] + 1
+        root = m.body_rootid[b]
+        joint = m.body_jntadr[root]
+        if joint >= 0 and m.jnt_type[joint] == _FREE:
+            origin[b] = m.jnt_qposadr[joint]
+    ints["body_lastdof"], ints["body_origin"] = last, origin
+    rounds = math.ceil(math.log2(max(depth.max(), 1)))
+    up = [m.body_parentid.astype(int)]
+    for _ in range(1, max(rounds, 1)):
+        up.append(up[-1][up[-1]])
+    # A tree of depth 1 is its own result; the kernel wants one round at least, in which all compose with the world.
+    sizes["BODY_ROUNDS"], ints["body_up"] = max(rounds, 1), np.array(up)
+    mask = dof_masks(m)
+    ints["body_dofs"] = np.array([_words(mask[d]) if d >= 0 else (0, 0) for d in last])
+    ints["site_bodyid"], reals["site_pos"], reals["site_quat"] = m.site_bodyid, m.site_pos, m.site_quat
+
+
+def _dofs(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
+    for name in ("jnt_pos", "jnt_axis", "jnt_stiffness", "jnt_range", "qpos0", "qpos_spring"):
+        reals[name] = getattr(m, name)
+    if m.opt.disableflags & _D.mjDSBL_SPRING:
+        reals["jnt_stiffness"] = np.zeros(m.njnt)
+    for name in ("dof_damping", "dof_armature", "dof_frictionloss", "dof_invweight0"):
+        reals[name] = getattr(m, name)
+    if m.opt.disableflags & _D.mjDSBL_DAMPER:
+        reals["dof_damping"] = np.zeros(m.nv)
+    if m.opt.disableflags & (_D.mjDSBL_FRICTIONLOSS | _D.mjDSBL_CONSTRAINT):
+        reals["dof_frictionloss"] = np.zeros(m.nv)
+    ints["jnt_type"], ints["jnt_qposadr"], ints["jnt_dofadr"] = m.jnt_type, m.jnt_qposadr, m.jnt_dofadr
+    ints["jnt_body"] = m.jnt_bodyid
+    kind, axis, source = np.zeros(m.nv, int), np.zeros(m.nv, int), np.arange(m.nv)
+    for i in range(m.nv):
+        joint = m.dof_jntid[i]
+        k, first = i - m.jnt_dofadr[joint], m.jnt_dofadr[joint]
+        match m.jnt_type[joint]:
+            case 0:
+                kind[i], axis[i] = (2, k) if k < 3 else (3, k - 3)
+                source[i] = first + 5
+            case 1:
+                kind[i], axis[i], source[i] = 3, k, first + 2
+            case 2:
+                kind[i] = 1
+    types = m.jnt_type[m.dof_jntid]
+    ints["dof_body"], ints["dof_jnt"], ints["dof_kind"], ints["dof_axis"] = m.dof_bodyid, m.dof_jntid, kind, axis
+    ints["dof_motion_source"], ints["dof_is_ball"] = source, types == _BALL
+    ints["dof_scalar"], ints["dof_qpos"] = types >= _SLIDE, m.jnt_qposadr[m.dof_jntid]
+    above: list[list[int]] = []  # of each dof the dofs above it, nearest first
+    for i in range(m.nv):
+        parent = m.dof_parentid[i]
+        above.append([int(parent), *above[parent]] if parent >= 0 else [])
+    depth = np.array([len(a) for a in above])
+    ints["dof_depth"] = depth
+    ints["dof_above"] = np.array([[a[d] if d < len(a) else 0 for a in above] for d in range(max(int(depth.max()), 1))])
+    rounds = math.ceil(math.log2(int(depth.max()) + 1))
+    sizes["DOF_ROUNDS"] = rounds
+    ints["dof_up"] = np.array([[a[2**k - 1] if 2**k <= len(a) else -1 for a in above] for k in range(max(rounds, 1))])
+
+
+def _limits(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
+    """limit_prm, loss_prm, ball_prm: constraint parameters (see _parameters) and the margin; limit_prm 0: no limit."""
+    on = not m.opt.disableflags & (_D.mjDSBL_LIMIT | _D.mjDSBL_CONSTRAINT)
+    limited = m.jnt_limited.astype(bool) & on
+    limit, loss = np.zeros((m.nv, 8)), np.zeros((m.nv, 8))
+    for i in range(m.nv):
+        joint = m.dof_jntid[i]
+        loss[i, :7] = _parameters(m, m.dof_solref[i], m.dof_solimp[i])
+        if limited[joint] and m.jnt_type[joint] >= _SLIDE:
+            limit[i, :7] = _parameters(m, m.jnt_solref[joint], m.jnt_solimp[joint])
+            limit[i, 7] = m.jnt_margin[joint]
+    balls = [j for j in range(m.njnt) if m.jnt_type[j] == _BALL and limited[j]]
+    ball = np.zeros((len(balls), 8))
+    for k, j in enumerate(balls):
+        ball[k, :7], ball[k, 7] = _parameters(m, m.jnt_solref[j], m.jnt_solimp[j]), m.jnt_margin[j]
+    last = last_dofs(m)
+    other = [m.body_parentid[m.jnt_bodyid[j]] for j in balls]
+    reals["limit_prm"], reals["loss_prm"], reals["ball_prm"] = limit, loss, ball
+    ints["ball_joint"] = np.array(balls, int)
+    ints["ball_other"] = np.array([b if last[b] >= 0 else 0 for b in other], int)
+    sizes["LIMITS"], sizes["BALL_LIMITS"] = int(limit.any()), len(balls)
+
+
+def _actuators(m: mujoco.MjModel, law: Actuation, sizes: dict, reals: dict, ints: dict) -> None:
+    for name in ("actuator_gainprm", "actuator_biasprm", "actuator_forcerange", "actuator_ctrlrange", "actuator_gear"):
+        reals[name] = getattr(m, name)
+    clamp = not m.opt.disableflags & _D.mjDSBL_CLAMPCTRL
+    ints["actuator_ctrllimited"], ints["actuator_forcelimited"] = m.actuator_ctrllimited & clamp, m.actuator_forcelimited
+    ints["actuator_affine_gain"] = m.actuator_gaintype == mujoco.mjtGain.mjGAIN_AFFINE
+    ints["actuator_affine_bias"] = m.actuator_biastype == mujoco.mjtBias.mjBIAS_AFFINE
+    joint = m.actuator_trnid[:, 0]
+    dof = m.jnt_dofadr[joint]
+    ints["actuator_dof"], ints["actuator_qpos"] = dof, m.jnt_qposadr[joint]
+    order = np.argsort(dof, kind="stable")
+    off = bool(m.opt.disableflags & _D.mjDSBL_ACTUATION)
+    number = np.bincount(dof, minlength=m.nv) * (0 if off else 1)
+    ints["actuator_by_dof"], ints["dof_num_actuators"] = order, number
+    ints["dof_first_actuator"] = np.cumsum(number) - number
+    ints["dof_forcelimited"], reals["dof_forcerange"] = m.jnt_actfrclimited[m.dof_jntid], m.jnt_actfrcrange[m.dof_jntid]
+    sizes["ANY_PD"] = int((law.law == PD).any())
+    ints["law_is_pd"], ints["law_qpos"], ints["law_qvel"] = law.law == PD, law.qpos_adr, law.qvel_adr
+    reals["law_kp"], reals["law_kd"], reals["law_effort"] = law.kp, law.kd, law.effort_limit
+    lined = np.isfinite(law.saturation_effort) & np.isfinite(law.velocity_limit)
+    reals["law_stall"] = np.where(lined, law.saturation_effort, np.inf)
+    reals["law_slope"] = np.where(lined, law.saturation_effort / np.where(lined, law.velocity_limit, 1.0), 0.0)
+    reals["law_delay"] = law.delay.astype(float)
+
+
+def _collision(m: mujoco.MjModel, pairs: list[Pair], sizes: dict, reals: dict, ints: dict) -> None:
+    used = sorted({g for p in pairs for g in (p.geom1, p.geom2)})
+    shape = {g: i for i, g in enumerate(used)}
+    for name in ("geom_pos", "geom_quat", "geom_size", "geom_rbound", "geom_friction"):
+        reals[name] = getattr(m, name)
+    ints["geom_bodyid"], ints["geom_id"] = m.geom_bodyid, np.array(used, int)
+    ints["geom_body"] = m.geom_bodyid[used] if used else np.zeros(0, int)
+    last = last_dofs(m)
+
+    def kind(p: Pair) -> tuple[str, int]:
+        return KINDS[int(m.geom_type[p.geom1]), int(m.geom_type[p.geom2])]
+
+    pairs = sorted(pairs, key=lambda p: not kind(p)[0].startswith("PLANE"))  # those with a plane first
+    names, rows, numbers, items, across = list(dict(KINDS.values())), [], [], [], False
+    for k, p in enumerate(pairs):
+        name, possible = kind(p)
+        a, b = int(m.geom_bodyid[p.geom1]), int(m.geom_bodyid[p.geom2])
+        moving_a, moving_b = last[a] >= 0, last[b] >= 0
+        body, other, sign = (b, a if moving_a else 0, 1) if moving_b else (a, 0, -1)
+        apart = moves_apart(m, p)
+        prm = _parameters(m, p.solref, p.solimp)
+        damping = _parameters(m, p.solreffriction, p.solimp)[1] if p.solreffriction.any() else prm[1]
+        include = p.includemargin if apart else -np.inf  # no rows
+        rows.append([*prm, p.margin, include, *p.friction, damping, 0.0])
+        match p.friction_from:
+            case "both":
+                source = 0
+            case "pair":
+                source = 3
+            case geom:
+                source = 1 if geom == p.geom1 else 2
+        numbers.append([names.index(name), shape[p.geom1], shape[p.geom2], p.geom1, p.geom2, a, b])
+        numbers[-1] += [body, other, sign, p.condim, source]
+        if name.startswith("PLANE"):
+            items += [(k, i) for i in range(possible)]
+        else:
+            across |= not (moving_a and moving_b) or m.body_treeid[a] != m.body_treeid[b]
+    planes = sum(kind(p)[0].startswith("PLANE") for p in pairs)
+    reals["pair_real"], ints["pair_int"] = np.array(rows).reshape(-1, PAIR_REALS), np.array(numbers, int)
+    ints["plane_item"] = np.array(items, int)
+    have = {kind(p)[0] for p in pairs}
+    sizes |= {f"HAS_{name}": int(name in have) for name in names}
+    sizes |= {"NG": len(used), "NPLANE_ITEMS": len(items), "FIRST_PAIR": planes, "NPAIR": len(pairs) - planes}
+    sizes |= {"PAIR_REALS": PAIR_REALS, "PAIR_INTS": PAIR_INTS, "PAIRS_ACROSS": int(across)}
+    sizes["POSSIBLE_PAIR"] = max((kind(p)[1] for p in pairs[planes:]), default=0)
+    sizes["MAXDIM"] = max([1, *(p.condim for p in pairs)])
+    sizes["NPAIR_MOVING"] = sum(row[8] != 0 for row in numbers)
+
+
+def _options(m: mujoco.MjModel, sizes: dict, tolerance: float, randomized: frozenset[str]) -> None:
+    damping = not m.opt.disableflags & _D.mjDSBL_DAMPER and (m.dof_damping.any() or "dof_damping" in randomized)
+    fast = m.opt.integrator == mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    implicit = not m.opt.disableflags & _D.mjDSBL_EULERDAMP and bool(damping)
+    if fast:
+        affine = m.actuator_biasprm[:, 2].any() or m.actuator_gainprm[:, 2].any()
+        implicit = bool(damping or affine or randomized & {"actuator_biasprm", "actuator_gainprm"})
+    sizes |= {
+        "TIMESTEP": float(m.opt.timestep),
+        "IMPLICIT": int(implicit),
+        "EULER": int(not fast),
+        "ELLIPTIC": int(m.opt.cone == mujoco.mjtCone.mjCONE_ELLIPTIC),
+        "IMPRATIO": float(m.opt.impratio),
+        "INV_IMPRATIO": 1.0 / float(m.opt.impratio),
+        "ROOT_INV_IMPRATIO": float(m.opt.impratio) ** -0.5,
+        "TOLERANCE": float(tolerance),
+        "ITERATIONS": int(m.opt.iterations),
+        "SCALE": 1.0 / (m.stat.meaninertia * max(1, m.nv)),
+        "NSENSOR_STATE": 0,
+        "NSENSOR_FORCE": 0,
+    }
+
+
+def _parameters(m: mujoco.MjModel, solref: np.ndarray, solimp: np.ndarray) -> list[float]:
+    """K, B, d0, dmax, 1 / width, midpoint, power of a constraint (MuJoCo's manual, "Solver parameters")."""
+    d0, dmax = np.clip(solimp[:2], mujoco.mjMINIMP, mujoco.mjMAXIMP)
+    width, midpoint = max(solimp[2], 0.0), float(np.clip(solimp[3], mujoco.mjMINIMP, mujoco.mjMAXIMP))
+    power = max(1.0, float(solimp[4]))
+    if width <= mujoco.mjMINVAL:
+        d0 = dmax = 0.5 * (d0 + dmax)
+        width = 1.0
+    if solref[0] > 0:
+        time, ratio = float(solref[0]), float(solref[1])
+        if not m.opt.disableflags & _D.mjDSBL_REFSAFE:
+            time = max(time, 2 * m.opt.timestep)
+        stiffness = 1.0 / max(mujoco.mjMINVAL, dmax**2 * time**2 * ratio**2)
+        damping = 2.0 / max(mujoco.mjMINVAL, dmax * time)
+    else:
+        stiffness, damping = -solref[0] / max(mujoco.mjMINVAL, dmax**2), -solref[1] / max(mujoco.mjMINVAL, dmax)
+    return [float(x) for x in (stiffness, damping, d0, dmax, 1.0 / width, midpoint, power)]
+
+
+def last_dofs(m: mujoco.MjModel) -> np.ndarray:
+    """The last dof on the way from the world to each body, [nbody]; -1: it cannot move."""
+    last = np.full(m.nbody, -1)
+    for b in range(1, m.nbody):
+        last[b] = m.body_dofadr[b] + m.body_dofnum[b] - 1 if m.body_dofnum[b] else last[m.body_parentid[b]]
+    return last
+
+
+def dof_masks(m: mujoco.MjModel) -> list[int]:
+    """Each dof and the dofs above it, as bits."""
+    masks: list[int] = []
+    for i in range(m.nv):
+        parent = m.dof_parentid[i]
+        masks.append((masks[parent] if parent >= 0 else 0) | 1 << i)
+    return masks
+
+
+def _gravity(m: mujoco.MjModel) -> np.ndarray:
+    return np.zeros(3) if m.opt.disableflags & _D.mjDSBL_GRAVITY else m.opt.gravity
+
+
+def _words(mask: int) -> tuple[int, int]:
+    """A 64-bit mask as two signed integers of 32 bits."""
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    return (low - (low >> 31 << 32), high - (high >> 31 << 32))
+
+
+def _literal(value: int | float | str) -> str:
+    return f"R({value!r})" if isinstance(value, float) else str(value)
+
+
+def _padded(size: int) -> int:
+    return (size + 3) // 4 * 4
+
+
+def _pad(table: np.ndarray, dtype: type) -> np.ndarray:
+    flat = np.zeros(_padded(table.size), dtype)
+    flat[: table.size] = np.asarray(table).ravel()
+    return flat
