@@ -30,7 +30,7 @@ def build(
     device = checked_device(device)
     chosen, reason = cfg.engine, f"chosen by sim.engine={cfg.engine}"
     if chosen == "auto":
-        chosen, reason = ("mujoco", "the fastest on a CPU") if device == "cpu" else ("mjwarp", "the fastest on a GPU")
+        chosen, reason = _fastest(model, device, randomized_fields)
     if chosen == "mujoco":
         from isaacrl.sim.mujoco_engine import MujocoEngine
 
@@ -41,9 +41,24 @@ def build(
         return MujocoEngine(
             model, num_envs, actuation, num_threads=cfg.num_threads, randomized_fields=randomized_fields, reason=reason
         )
+    if chosen == "warp":
+        from isaacrl.sim.warp_engine import WarpEngine
+
+        return WarpEngine(model, num_envs, device, actuation, cfg, randomized_fields=randomized_fields, reason=reason)
     from isaacrl.sim.mjwarp_engine import MjwarpEngine
 
     return MjwarpEngine(model, num_envs, device, actuation, cfg, randomized_fields=randomized_fields, reason=reason)
+
+
+def _fastest(model: mujoco.MjModel, device: str, randomized_fields: Sequence[str]) -> tuple[str, str]:
+    """(engine, reason): the fastest that covers the model on this device."""
+    if device == "cpu":
+        return "mujoco", "the fastest on a CPU"
+    from isaacrl.sim.fused.coverage import explain, uncovered
+
+    if reasons := uncovered(model, randomized_fields):
+        return "mjwarp", f"{explain(reasons)}; using mjwarp"
+    return "warp", "the fastest on a GPU"
 
 
 def checked_device(device: str) -> str:

@@ -23,6 +23,17 @@ def estimate(model: mujoco.MjModel) -> tuple[int | None, int | None]:
     """
     if model.nhfield or model.nflex or (model.geom_type == int(mujoco.mjtGeom.mjGEOM_SDF)).any():
         return None, None
+    contacts, rows = _most(model)
+    return max(LEAST[0], _roomy(contacts)), max(LEAST[1], _roomy(rows))
+
+
+def contacts_of(model: mujoco.MjModel) -> int:
+    """Contacts a world to make room for in engine warp: the most in the poses of `estimate`, and half as much again."""
+    return 4 * math.ceil(RESERVE * max(_most(model)[0], 2) / 4)
+
+
+def _most(model: mujoco.MjModel) -> tuple[int, int]:
+    """The most (contacts, constraint rows) in the random poses."""
     rng, data = np.random.default_rng(0), mujoco.MjData(model)
     joints = np.flatnonzero(np.isin(model.jnt_type, (SLIDE, HINGE)))
     free = [int(model.jnt_qposadr[j]) for j in range(model.njnt) if model.jnt_type[j] == FREE][:1]
@@ -49,7 +60,7 @@ def estimate(model: mujoco.MjModel) -> tuple[int | None, int | None]:
         mujoco.mj_fwdPosition(model, data)
         more, more_rows = _corners(model, data)
         contacts, rows = max(contacts, data.ncon + more), max(rows, data.nefc + more_rows)
-    return max(LEAST[0], _roomy(contacts)), max(LEAST[1], _roomy(rows))
+    return contacts, rows
 
 
 def _corners(model: mujoco.MjModel, data: mujoco.MjData) -> tuple[int, int]:

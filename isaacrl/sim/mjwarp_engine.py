@@ -4,10 +4,8 @@ On a GPU the physics steps run as one CUDA graph on torch's current stream, so t
 caller captures a graph itself, they join that one.
 """
 
-import contextlib
 import dataclasses
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mujoco
@@ -16,32 +14,15 @@ import torch
 import warp as wp
 from torch import Tensor
 
+from isaacrl.sim.streams import Launcher  # (starts Warp)
+import mujoco_warp as mjw  # noqa: I001  (it would start Warp, and say so)
 
-def _start_warp() -> None:
-    """Start Warp without its chatter: its greeting, every module it loads and, on a CPU, that there is no GPU."""
-    wp.config.log_level = wp.LOG_ERROR
-    if torch.cuda.is_available():
-        wp.init()
-        return
-    stderr = os.dup(2)  # its C++ part writes there directly
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            wp.init()
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-_start_warp()
-import mujoco_warp as mjw  # noqa: E402  (it would start Warp)
-
-from isaacrl.errors import UserError  # noqa: E402
-from isaacrl.sim.actuators import Law  # noqa: E402
-from isaacrl.sim.capacity import estimate  # noqa: E402
-from isaacrl.sim.drives import FIELDS, Drives  # noqa: E402
-from isaacrl.sim.engine import STATE_FIELDS, Actuation, check_computed  # noqa: E402
-from isaacrl.suggest import did_you_mean, one_line  # noqa: E402
+from isaacrl.errors import UserError
+from isaacrl.sim.actuators import Law
+from isaacrl.sim.capacity import estimate
+from isaacrl.sim.drives import FIELDS, Drives
+from isaacrl.sim.engine import STATE_FIELDS, Actuation, check_computed
+from isaacrl.suggest import did_you_mean, one_line
 
 _O = mjw.OverflowType
 _FULL = int(_O.NEFC | _O.NJMAX_NNZ | _O.BROADPHASE | _O.NARROWPHASE | _O.CCD)
@@ -100,12 +81,10 @@ class MjwarpEngine:
         _check_supported(model)
         self.model, self.num_envs, self.device = model, num_envs, device
         self.actuation, self.reason = actuation, reason
-        self._cuda, self._use_graph = device != "cpu", cfg.graph and device != "cpu"
-        self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
-        self._kept: list[Any] = []  # what captured graphs own
+        self._launcher = Launcher(device, cfg.graph)
         self._fields: dict[str, Tensor] = {}
         self._template = mujoco.MjData(model)  # shapes
-        with self._stream():
+        with self._launcher.stream():
             self._build(cfg, list(randomized_fields))
 
     def _build(self, cfg: Any, randomized: list[str]) -> None:
@@ -167,7 +146,7 @@ class MjwarpEngine:
             check_computed(name, self.model)
             if name == "ncon":
                 self._ncon = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)
-                self._graphs.clear()  # those captured so far do not count
+                self._launcher.forget()  # those captured so far do not count
                 self._count_contacts()
                 self._fields[name] = self._ncon
             else:
@@ -218,11 +197,11 @@ class MjwarpEngine:
 
     def step(self, n: int, target: Tensor) -> None:
         self._target.copy_(target)
-        self._run(("step", n), lambda: self._substeps(n))
+        self._launcher.run(("step", n), lambda: self._substeps(n))
 
     def forward(self, mask: Tensor | None = None) -> None:
         # Of all worlds: where nothing was written, the same values come out again.
-        self._run("forward", self._refresh)
+        self._launcher.run("forward", self._refresh)
 
     def _substeps(self, n: int) -> None:
         ctrl, qpos, qvel = self._state["ctrl"], self._state["qpos"], self._state["qvel"]
@@ -261,54 +240,6 @@ class MjwarpEngine:
             world = torch.where(valid, self._contact_world, 0).long()
             self._ncon.zero_().index_add_(0, world, valid.to(torch.int32))
 
-    # --- streams and graphs ------------------------------------------------------------------------------------------
-
-    def _run(self, key: Any, body: Callable[[], None]) -> None:
-        """Run body: within the caller's capture if there is one, else as a graph of our own where that is wanted."""
-        if not self._use_graph and not self._capturing():
-            with self._stream():
-                body()
-            return
-        with torch.cuda.device(self.device):
-            if self._capturing():
-                self._join(body)
-                return
-            if key not in self._graphs:
-                self._graphs[key] = self._capture(body)
-            self._graphs[key].replay()
-
-    def _capturing(self) -> bool:
-        if not self._cuda:
-            return False
-        with torch.cuda.device(self.device):
-            return torch.cuda.is_current_stream_capturing()
-
-    def _capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.Stream(self.device), capture_error_mode="thread_local"):
-            self._join(body)
-        return graph
-
-    def _join(self, body: Callable[[], None]) -> None:
-        """Record body in the capture that torch has begun on its current stream; Warp must know of it."""
-        with self._stream() as stream:
-            wp.capture_begin(stream=stream, external=True)
-            try:
-                body()
-            finally:
-                self._kept.append(wp.capture_end(stream=stream))
-
-    @contextlib.contextmanager
-    def _stream(self) -> Iterator[Any]:
-        """Warp works on torch's current stream, which orders its kernels among torch's without waiting."""
-        if self._cuda:
-            stream = wp.stream_from_torch(torch.cuda.current_stream(self.device))
-            with torch.cuda.device(self.device), wp.ScopedStream(stream, sync_enter=False):
-                yield stream
-        else:
-            with wp.ScopedDevice("cpu"):
-                yield None
-
     # --- per-world model fields --------------------------------------------------------------------------------------
 
     def model_field(self, name: str) -> Tensor:
@@ -331,10 +262,10 @@ class MjwarpEngine:
 
     def allow_delay(self, steps: int) -> None:
         self.law.allow_delay(steps)
-        self._graphs.clear()  # those captured so far hold the old line
+        self._launcher.forget()  # those captured so far hold the old line
 
     def set_const(self) -> None:
-        with self._stream():
+        with self._launcher.stream():
             mjw.set_const(self.m, self.d)
         self.forward()
 

@@ -45,18 +45,20 @@ SHAPES = {("plane", other) for other in (_SPHERE, _CAPSULE, "ellipsoid", "cylind
 SHAPES |= {(_SPHERE, _SPHERE), (_SPHERE, _CAPSULE), (_CAPSULE, _CAPSULE)}
 _SHAPELESS = ("hfield", "mesh", "sdf")  # named one by one, whatever they touch
 
-# Disable flags that the step follows.
-FOLLOWED_FLAGS = (
-    _OFF.mjDSBL_CONSTRAINT,
-    _OFF.mjDSBL_FRICTIONLOSS,
-    _OFF.mjDSBL_LIMIT,
-    _OFF.mjDSBL_CONTACT,
-    _OFF.mjDSBL_GRAVITY,
-    _OFF.mjDSBL_CLAMPCTRL,
-    _OFF.mjDSBL_FILTERPARENT,
-    _OFF.mjDSBL_REFSAFE,
-    _OFF.mjDSBL_EULERDAMP,
-)
+# Disable flags that the step follows, and the fields that it does not switch off where they have one value a world.
+FOLLOWED_FLAGS = {
+    _OFF.mjDSBL_CONSTRAINT: ("dof_frictionloss",),
+    _OFF.mjDSBL_FRICTIONLOSS: ("dof_frictionloss",),
+    _OFF.mjDSBL_LIMIT: (),
+    _OFF.mjDSBL_CONTACT: (),
+    _OFF.mjDSBL_SPRING: ("jnt_stiffness",),
+    _OFF.mjDSBL_DAMPER: ("dof_damping",),
+    _OFF.mjDSBL_GRAVITY: ("opt.gravity",),
+    _OFF.mjDSBL_CLAMPCTRL: (),
+    _OFF.mjDSBL_FILTERPARENT: (),
+    _OFF.mjDSBL_REFSAFE: (),
+    _OFF.mjDSBL_EULERDAMP: (),
+}
 # And those that change nothing here: where the solver starts, how it splits the problem, what finds the same contacts,
 # what is not covered anyway; engines look after worlds that are not finite themselves.
 HARMLESS_FLAGS = (
@@ -97,7 +99,7 @@ def uncovered(model: mujoco.MjModel, randomized_fields: Sequence[str] = (), sens
     randomized_fields: those with one value a world. sensors: whether the model's sensors are read.
     """
     reasons = _sizes(model) + _options(model) + _joints(model) + _actuators(model) + _geoms(model)
-    reasons += [f"randomized field '{name}'" for name in sorted(set(randomized_fields) - set(FIELDS))]
+    reasons += _fields(model, sorted(set(randomized_fields)))
     return reasons + (_sensors(model) if sensors else [])
 
 
@@ -139,9 +141,22 @@ def _options(model: mujoco.MjModel) -> list[str]:
     known = sum(map(int, (*FOLLOWED_FLAGS, *HARMLESS_FLAGS, _OFF.mjDSBL_SENSOR)))  # the last: see _sensors
     out += [f"flag {x}=disable" for x in _bits(opt.disableflags & ~known, _OFF, "mjDSBL_")]
     out += [f"flag {x}=enable" for x in _bits(opt.enableflags & ~int(_ON.mjENBL_FWDINV), _ON, "mjENBL_")]
+    passive = _OFF.mjDSBL_SPRING | _OFF.mjDSBL_DAMPER  # together they switch off all passive forces
+    if model.flg_gravcomp and opt.disableflags & passive == passive:
+        out.append("gravity compensation with flags spring=disable and damper=disable")
     # mjcb_time is a clock for profiling: no physics.
     hooks = ("control", "passive", "act_dyn", "act_gain", "act_bias", "sensor", "contactfilter")
     return out + [f"callback mjcb_{x}" for x in hooks if getattr(mujoco, f"get_mjcb_{x}")() is not None]
+
+
+def _fields(model: mujoco.MjModel, randomized: Sequence[str]) -> list[str]:
+    """Fields with one value a world."""
+    out = [f"randomized field '{name}'" for name in randomized if name not in FIELDS]
+    for flag, fields in FOLLOWED_FLAGS.items():
+        if model.opt.disableflags & flag:
+            off = f"with flag {_name(flag, 'mjDSBL_')}=disable"
+            out += [f"randomized field '{name}' {off}" for name in fields if name in randomized]
+    return out
 
 
 def _joints(model: mujoco.MjModel) -> list[str]:
@@ -224,7 +239,9 @@ def _geoms(model: mujoco.MjModel) -> list[str]:
         stuck += not moves_apart(model, pair)
     out = _grouped(model, _OBJECT.mjOBJ_GEOM, sorted(set(shapeless)))
     out += [f"{n} geom pair{'s' if n > 1 else ''} of {kind}" for kind, n in sorted(kinds.items())]
-    return out + _counted(stuck, "contact pair of geoms that nothing moves", "contact pairs of geoms that nothing moves")
+    return out + _counted(
+        stuck, "contact pair of geoms that nothing moves", "contact pairs of geoms that nothing moves"
+    )
 
 
 def _sensors(model: mujoco.MjModel) -> list[str]:

@@ -7,6 +7,8 @@ import warp as wp
 
 from isaacrl.sim.fused.tables import Tables
 
+BLOCK = 64  # threads of a block
+
 STAGES = (
     *("lanes", "math", "model", "kinematics", "dynamics", "actuation", "narrow", "collision", "constraint"),
     *("factor", "solver", "integrate", "outputs", "step"),
@@ -17,9 +19,8 @@ STAGES = (
 # which would break `operator int`.
 _SNIPPET = """
   CUDA_CALLABLE void isaacrl_step(int, int, int, const {real}*, const int*, const unsigned long long*);
-  isaacrl_step(thread, worlds, substeps, params.data, tables.data, arrays.data);
+  isaacrl_step(thread, worlds, substeps, params.data, tables.data, (const unsigned long long*)arrays.data);
 }}
-#pragma push_macro("int")
 #undef int
 #define REAL {real}
 #define BACKWARDS {backwards}
@@ -39,7 +40,7 @@ CUDA_CALLABLE void isaacrl_step(int thread, int worlds, int substeps, const {rea
 #endif
   if (id < worlds) step_world(World{{id, params, tables, arrays}}, S, substeps);
 }}
-#pragma pop_macro("int")
+#define int(x) cast_int(x)
 inline CUDA_CALLABLE void isaacrl_end() {{
 """
 
@@ -48,7 +49,7 @@ def source(tables: Tables, edit: tuple[str, str] | None = None) -> str:
     """The stages with the tables' macros and accessors; edit replaces one text in them (to test the tests)."""
     folder = importlib.resources.files("isaacrl.sim.fused") / "stages"
     parts = {name: (folder / f"{name}.h").read_text().replace("#pragma once\n", "") for name in STAGES}
-    parts["math"] += tables.header()
+    parts["lanes"] = tables.header() + parts["lanes"]
     parts["model"] = parts["model"].replace("//@tables\n", tables.accessors())
     text = "\n".join(parts.values())
     if edit:
@@ -58,7 +59,7 @@ def source(tables: Tables, edit: tuple[str, str] | None = None) -> str:
     return text
 
 
-def build(tables: Tables, *, double: bool = False, block: int = 64, backwards: bool = False,
+def build(tables: Tables, *, double: bool = False, block: int = BLOCK, backwards: bool = False,
           edit: tuple[str, str] | None = None) -> Any:
     """A Warp kernel (worlds, substeps, params, tables, arrays); on a GPU it takes lanes threads a world.
 
@@ -76,7 +77,7 @@ def build(tables: Tables, *, double: bool = False, block: int = 64, backwards: b
         substeps: int,
         params: wp.array[real],
         tables: wp.array[wp.int32],
-        arrays: wp.array[wp.uint64],
+        arrays: wp.array[wp.int64],
     ): ...
 
     options = {"fast_math": not double, "block_dim": block, "max_unroll": 0}
@@ -87,7 +88,7 @@ def build(tables: Tables, *, double: bool = False, block: int = 64, backwards: b
         substeps: int,
         params: wp.array[real],
         tables: wp.array[wp.int32],
-        arrays: wp.array[wp.uint64],
+        arrays: wp.array[wp.int64],
     ):
         step_world(wp.tid(), worlds, substeps, params, tables, arrays)
 

@@ -84,12 +84,12 @@ class Tables:
         lines += [f"#define A_{name.upper()} {i}" for i, name in enumerate(self.arrays())]
         lines += [f"enum {{ {', '.join(f'P_{n} = {i}' for i, n in enumerate(_PAIR_INTS))} }};"]
         lines += [f"enum {{ {', '.join(f'P_{n} = {i}' for n, i in _PAIR_REAL_AT.items())} }};"]
-        lines += ["enum { FROM_BOTH = 0, FROM_A = 1, FROM_B = 2, FROM_PAIR = 3 };", self.constants]
+        lines += ["enum { FROM_BOTH = 0, FROM_A = 1, FROM_B = 2, FROM_PAIR = 3 };"]
         return "\n".join(lines) + "\n"
 
     def accessors(self) -> str:
-        """One function a table."""
-        lines = []
+        """One function a table, and the tables that must be known when the kernel is compiled."""
+        lines = [self.constants]
         for tables, kind, base in ((self.reals, "real", "params"), (self.ints, "int", "tables")):
             at = 0
             for name, table in tables.items():

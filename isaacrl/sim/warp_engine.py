@@ -1,0 +1,253 @@
+"""Engine `warp`: our own physics step, all of it in one kernel launch. Float32, on NVIDIA GPUs and, to test it, a CPU.
+
+The kernel is in `isaacrl/sim/fused`. Every array that it reads or writes is a torch tensor; it finds them through a
+table of addresses on the device, so an output that somebody asks for later is written from the next launch on.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from isaacrl.sim.streams import Launcher  # starts Warp
+import warp as wp  # noqa: I001
+
+from isaacrl.errors import UserError
+from isaacrl.sim.actuators import Law
+from isaacrl.sim.capacity import contacts_of
+from isaacrl.sim.drives import FIELDS, Drives
+from isaacrl.sim.engine import STATE_FIELDS, Actuation, check_computed
+from isaacrl.sim.fused import kernel, tables
+from isaacrl.sim.fused.coverage import explain, uncovered
+from isaacrl.suggest import did_you_mean
+
+_OWN_NAMES = {"qacc_warmstart": "warm", "xfrc_applied": "xfrc", "solver_niter": "niter"}
+_VELOCITIES = ("cvel", "subtree_com", "actuator_velocity")
+_COUNTS = ("ncon", "nefc", "niter")
+# A change of these changes what derives from them.
+_WEIGHTS = {"body_mass", "body_inertia", "body_ipos", "body_iquat", "body_pos", "body_quat", "dof_armature", "qpos0"}
+_WEIGHED = ("body_invweight0", "dof_invweight0")
+LEAST_TOLERANCE = 1e-6  # of the solver: below, float32 has nothing left to gain (mujoco-warp has the same bound)
+
+
+class WarpEngine:
+    """E worlds of one model on one device. See `isaacrl.sim.engine.Engine`."""
+
+    name = "warp"
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        num_envs: int,
+        device: str,
+        actuation: Actuation,
+        cfg: Any,
+        *,
+        randomized_fields: Sequence[str] = (),
+        reason: str = "",
+    ):
+        actuation.validate(model.nu)
+        if reasons := uncovered(model, randomized_fields):
+            raise UserError(f"sim.engine: {explain(reasons)}; use sim.engine=mjwarp or mujoco")
+        self.model, self.num_envs, self.device = model, num_envs, device
+        self.actuation, self.reason = actuation, reason
+        self.nconmax = cfg.nconmax or contacts_of(model)
+        self._launcher = Launcher(device, use_graph=False)  # one launch: a graph of it would gain nothing
+        self._randomized = set(randomized_fields)
+        self.drives = Drives(model, actuation, num_envs, device, torch.float32, randomized_fields)
+        self.law = Law(actuation, num_envs, device, torch.float32, self.drives.values)
+        self._own = (self._randomized | set(self.drives.needs)) - {"actuation.strength"}
+        if self._own & _WEIGHTS:
+            self._own |= set(_WEIGHED)
+        self._own -= {n for n in ("actuation.kp", "actuation.kd") if not self.law.any_pd}
+        self._everywhere = torch.ones(num_envs, dtype=torch.bool, device=device)
+        self.overflow = self._new(dtype=torch.int64)
+        self.nonfinite = self._new(dtype=torch.bool)
+        self._arrays: dict[str, Tensor] = {
+            "qpos": self._new(model.nq),
+            "qvel": self._new(model.nv),
+            "warm": self._new(model.nv),
+            "target": self._new(model.nu),
+            "time": self._new(),
+            "overflow": self.overflow,
+            "nonfinite": self.nonfinite,
+            "fresh": self.law.fresh,
+        }
+        self._model_fields = {f: self._model_tensor(f) for f in sorted(self._own - {*FIELDS})} | self.drives.values
+        self._template = mujoco.MjData(model)
+        for name in ("mocap_pos", "mocap_quat"):
+            if model.nmocap:
+                self._arrays[name] = self._new(model.nmocap, 3 if name == "mocap_pos" else 4)
+        self._compile()
+        self.reset()
+        self.forward()
+
+    def _new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(self.num_envs, *shape, dtype=dtype, device=self.device)
+
+    # --- the kernel --------------------------------------------------------------------------------------------------
+
+    def _compile(self) -> None:
+        line = self.law.line
+        self._tables = tables.make_tables(
+            self.model,
+            self.actuation,
+            lanes=lanes_of(self.model),
+            nconmax=self.nconmax,
+            tolerance=max(self.model.opt.tolerance, LEAST_TOLERANCE),
+            delays=0 if line is None else len(line),
+            randomized=frozenset(self._own),
+        )
+        self._kernel = kernel.build(self._tables)
+        self._names = self._tables.arrays()
+        reals, ints = self._tables.blobs(np.float32)
+        with self._launcher.stream():
+            self._inputs = [wp.array(x, device=self.device) for x in (reals, ints)]
+            self._addresses = torch.zeros(len(self._names), dtype=torch.int64, device=self.device)
+            self._inputs.append(wp.from_torch(self._addresses))
+            wp.load_module(self._kernel.module, device=self.device, block_dim=kernel.BLOCK if self._on_gpu else 1)
+        self._connect()
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device != "cpu"
+
+    def _connect(self) -> None:
+        """Tell the kernel where the arrays are."""
+        live = dict(self._arrays)
+        if self.law.line is not None:
+            live["line"] = self.law.line
+        for accessor, name in self._tables.own.items():
+            live[f"own_{accessor}"] = self._model_fields[name]
+        addresses = {k: v.data_ptr() for k, v in live.items() if v.numel()}
+        addresses["num_worlds"] = self.num_envs
+        position = any(name in live for name in tables.STATE_OUTPUTS) or "sensordata" in live
+        addresses["any_position"] = int(position)
+        addresses["any_velocity"] = int(any(name in live for name in _VELOCITIES) or "sensordata" in live)
+        self._addresses.copy_(torch.tensor([addresses.get(name, 0) for name in self._names], dtype=torch.int64))
+
+    def _launch(self, substeps: int) -> None:
+        threads = self.num_envs
+        block = kernel.BLOCK if self._on_gpu else 1
+        if self._on_gpu:
+            threads = -(-self.num_envs * int(self._tables.sizes["LANES"]) // block) * block
+        with self._launcher.stream():
+            inputs = [self.num_envs, substeps, *self._inputs]
+            wp.launch(self._kernel, dim=threads, inputs=inputs, device=self.device, block_dim=block)
+
+    # --- fields ------------------------------------------------------------------------------------------------------
+
+    def field(self, name: str) -> Tensor:
+        own = _OWN_NAMES.get(name, name)
+        if own not in self._arrays or name == "warm":
+            check_computed(name, self.model)
+            known = (*STATE_FIELDS, "solver_niter", *tables.STATE_OUTPUTS, *tables.FORCE_OUTPUTS)
+            if name not in known or name == "niter":
+                raise ValueError(f"'{name}' is not a field that warp computes{did_you_mean(name, known)}")
+            count = own in _COUNTS
+            shape = () if count else np.shape(getattr(self._template, name))
+            if name in ("xmat", "ximat", "geom_xmat", "site_xmat"):
+                shape = (shape[0], 9)
+            self._arrays[own] = self._new(*shape, dtype=torch.int32 if count else torch.float32)
+            self._connect()
+            self.forward()
+        return self._arrays[own]
+
+    def write(self, name: str, value: Tensor, mask: Tensor | None = None) -> None:
+        if name not in STATE_FIELDS:
+            raise ValueError(
+                f"'{name}' is not a state field{did_you_mean(name, STATE_FIELDS)}; those are {', '.join(STATE_FIELDS)}"
+            )
+        field = self.field(name)
+        value = value.to(field.dtype)
+        field.copy_(value if mask is None else torch.where(_rows(mask, field), value, field))
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        mask = self._everywhere if mask is None else mask
+        m, own = self.model, self._model_fields
+        default = {"qpos": own.get("qpos0", self._shared("qpos0"))}
+        if m.nmocap:
+            ids = torch.as_tensor(np.flatnonzero(m.body_mocapid >= 0), device=self.device)
+            ids = ids[torch.as_tensor(m.body_mocapid[m.body_mocapid >= 0], device=self.device).argsort()]
+            default["mocap_pos"] = own.get("body_pos", self._shared("body_pos")[None])[:, ids]
+            default["mocap_quat"] = own.get("body_quat", self._shared("body_quat")[None])[:, ids]
+        for name, field in self._arrays.items():
+            if name in default:
+                field.copy_(torch.where(_rows(mask, field), default[name], field))
+            elif name in _RESET and field.numel():
+                field.masked_fill_(_rows(mask, field), 0)
+        self.law.reset(mask)
+
+    def _shared(self, name: str) -> Tensor:
+        return torch.as_tensor(getattr(self.model, name), dtype=torch.float32, device=self.device)
+
+    # --- physics -----------------------------------------------------------------------------------------------------
+
+    def step(self, n: int, target: Tensor) -> None:
+        self._arrays["target"].copy_(target)
+        self.drives.write(self._model_fields.__getitem__)
+        self._launch(n)
+
+    def forward(self, mask: Tensor | None = None) -> None:
+        # Of all worlds: where nothing was written, the same values come out again.
+        self._launch(0)
+
+    # --- per-world model fields --------------------------------------------------------------------------------------
+
+    def _model_tensor(self, name: str) -> Tensor:
+        owner, attribute = (self.model.opt, name[4:]) if name.startswith("opt.") else (self.model, name)
+        value = torch.as_tensor(np.array(getattr(owner, attribute)), dtype=torch.float32, device=self.device)
+        return value.expand(self.num_envs, *value.shape).clone()
+
+    def model_field(self, name: str) -> Tensor:
+        if name not in self._randomized:
+            raise ValueError(f"model field '{name}' is shared by all worlds; name it in randomized_fields at build")
+        return self._model_fields[name]
+
+    def allow_delay(self, steps: int) -> None:
+        before = self.law.line
+        self.law.allow_delay(steps)
+        if self.law.line is not before:
+            self._compile()
+
+    def set_const(self) -> None:
+        if self._own & _WEIGHTS:
+            from isaacrl.sim.fused.constants import derive
+
+            derive(self.model, {f: self._model_fields[f] for f in sorted(self._own & (_WEIGHTS | set(_WEIGHED)))})
+        self.forward()
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _tensors(self) -> dict[str, Tensor]:
+        groups = {"state": self._arrays, "model": self._model_fields, "law": self.law.state()}
+        return {f"{group}/{k}": v for group, of in groups.items() for k, v in of.items() if k != "nonfinite"}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {k: v.clone() for k, v in self._tensors().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for k, v in self._tensors().items():
+            if k in state:
+                v.copy_(state[k])
+        self.forward()
+
+
+# State but positions, which have a default, and outputs of the last physics step, which a reset world has not made yet.
+_RESET = ("qvel", "warm", "time", *tables.OPTIONAL[:3], *tables.FORCE_OUTPUTS[:5], "sensordata")
+
+
+def lanes_of(model: mujoco.MjModel) -> int:
+    """Lanes a world: about one for each degree of freedom; measured (benchmarks/physics.py)."""
+    for lanes, most in ((4, 4), (8, 9), (16, 20)):
+        if model.nv <= most:
+            return lanes
+    return 32
+
+
+def _rows(mask: Tensor, field: Tensor) -> Tensor:
+    """mask [E] shaped to select the worlds of field [E, ...]."""
+    return mask.view(-1, *[1] * (field.dim() - 1))
