@@ -8,6 +8,7 @@ import warp as wp
 from isaacrl.sim.fused.tables import Tables
 
 BLOCK = 64  # threads of a block
+RESIDENT = 8  # blocks that a multiprocessor shall have room for
 
 STAGES = (
     *("lanes", "math", "model", "kinematics", "dynamics", "actuation", "narrow", "collision", "constraint"),
@@ -59,11 +60,19 @@ def source(tables: Tables, edit: tuple[str, str] | None = None) -> str:
     return text
 
 
-def build(tables: Tables, *, double: bool = False, block: int = BLOCK, backwards: bool = False,
-          edit: tuple[str, str] | None = None) -> Any:
+def build(
+    tables: Tables,
+    *,
+    double: bool = False,
+    block: int = BLOCK,
+    resident: int = RESIDENT,
+    backwards: bool = False,
+    edit: tuple[str, str] | None = None,
+) -> Any:
     """A Warp kernel (worlds, substeps, params, tables, arrays); on a GPU it takes lanes threads a world.
 
-    double: in float64, for validation on a CPU. block: threads of a block. backwards: items in reverse order (CPU).
+    double: in float64, for validation on a CPU. block: threads of a block; resident: how many of them a multiprocessor
+    shall have room for, which bounds the registers. backwards: items in reverse order (on a CPU).
     """
     real = wp.float64 if double else wp.float32
     snippet = _SNIPPET.format(
@@ -82,7 +91,13 @@ def build(tables: Tables, *, double: bool = False, block: int = BLOCK, backwards
 
     options = {"fast_math": not double, "block_dim": block, "max_unroll": 0}
 
-    @wp.kernel(enable_backward=False, module="unique", module_options=options, grid_stride=False)
+    @wp.kernel(
+        enable_backward=False,
+        module="unique",
+        module_options=options,
+        grid_stride=False,
+        launch_bounds=(block, resident),
+    )
     def step(
         worlds: int,
         substeps: int,

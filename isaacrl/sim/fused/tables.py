@@ -28,7 +28,7 @@ FORCE_OUTPUTS = (
     *("qacc", "qfrc_constraint", "qfrc_smooth", "qfrc_actuator", "actuator_force", "ncon", "nefc", "niter"),
     "sensordata",
 )
-SWITCHES = ("any_position", "any_velocity")  # not 0: some output derives from positions, from velocities
+SWITCHES = ("any_position", "any_velocity", "profile")  # not 0: some output derives from positions, from velocities
 ARRAYS = (*STATE, *OPTIONAL, *STATE_OUTPUTS, *FORCE_OUTPUTS, *SWITCHES)
 
 # Model fields that may have one value a world, and their columns a world.
@@ -38,7 +38,12 @@ PER_WORLD = (
     *("qpos0", "qpos_spring", "actuator_gainprm", "actuator_biasprm", "actuator_forcerange", "actuator_ctrlrange"),
     *("geom_friction", "opt.gravity", "actuation.kp", "actuation.kd", "actuation.delay"),
 )
-_NAMES = {"actuation.kp": "law_kp", "actuation.kd": "law_kd", "actuation.delay": "law_delay", "opt.gravity": "opt_gravity"}
+_NAMES = {
+    "actuation.kp": "law_kp",
+    "actuation.kd": "law_kd",
+    "actuation.delay": "law_delay",
+    "opt.gravity": "opt_gravity",
+}
 
 # Kinds of pairs, in the order of the enumeration in narrow.h, with the most contacts that each has.
 _G = mujoco.mjtGeom
@@ -103,7 +108,9 @@ class Tables:
     def blobs(self, dtype: type) -> tuple[np.ndarray, np.ndarray]:
         """All shared tables one after the other: reals and integers."""
         reals = [_pad(t, dtype) for n, t in self.reals.items() if n not in self.own]
-        return np.concatenate([*reals, np.zeros(4, dtype)]), np.concatenate([_pad(t, np.int32) for t in self.ints.values()])
+        return np.concatenate([*reals, np.zeros(4, dtype)]), np.concatenate(
+            [_pad(t, np.int32) for t in self.ints.values()]
+        )
 
 
 def make_tables(
@@ -244,7 +251,10 @@ def _actuators(m: mujoco.MjModel, law: Actuation, sizes: dict, reals: dict, ints
     for name in ("actuator_gainprm", "actuator_biasprm", "actuator_forcerange", "actuator_ctrlrange", "actuator_gear"):
         reals[name] = getattr(m, name)
     clamp = not m.opt.disableflags & _D.mjDSBL_CLAMPCTRL
-    ints["actuator_ctrllimited"], ints["actuator_forcelimited"] = m.actuator_ctrllimited & clamp, m.actuator_forcelimited
+    ints["actuator_ctrllimited"], ints["actuator_forcelimited"] = (
+        m.actuator_ctrllimited & clamp,
+        m.actuator_forcelimited,
+    )
     ints["actuator_affine_gain"] = m.actuator_gaintype == mujoco.mjtGain.mjGAIN_AFFINE
     ints["actuator_affine_bias"] = m.actuator_biastype == mujoco.mjtBias.mjBIAS_AFFINE
     joint = m.actuator_trnid[:, 0]
@@ -304,6 +314,8 @@ def _collision(m: mujoco.MjModel, pairs: list[Pair], sizes: dict, reals: dict, i
             across |= not (moving_a and moving_b) or m.body_treeid[a] != m.body_treeid[b]
     planes = sum(kind(p)[0].startswith("PLANE") for p in pairs)
     reals["pair_real"], ints["pair_int"] = np.array(rows).reshape(-1, PAIR_REALS), np.array(numbers, int)
+    ints["pair_shapes"] = np.array([row[1] | row[2] << 16 for row in numbers], int)  # again, for the broad phase
+    reals["pair_reach"] = np.array([row[7] for row in rows])
     ints["plane_item"] = np.array(items, int)
     have = {kind(p)[0] for p in pairs}
     sizes |= {f"HAS_{name}": int(name in have) for name in names}
@@ -332,6 +344,7 @@ def _options(m: mujoco.MjModel, sizes: dict, tolerance: float, randomized: froze
         "TOLERANCE": float(tolerance),
         "ITERATIONS": int(m.opt.iterations),
         "SCALE": 1.0 / (m.stat.meaninertia * max(1, m.nv)),
+        "PROFILE": 0,
         "NSENSOR_STATE": 0,
         "NSENSOR_FORCE": 0,
     }
@@ -345,6 +358,8 @@ def _parameters(m: mujoco.MjModel, solref: np.ndarray, solimp: np.ndarray) -> li
     if width <= mujoco.mjMINVAL:
         d0 = dmax = 0.5 * (d0 + dmax)
         width = 1.0
+    if (solref[0] > 0) != (solref[1] > 0):
+        solref = np.array([0.02, 1.0])  # neither of the two meanings: MuJoCo warns and takes its default
     if solref[0] > 0:
         time, ratio = float(solref[0]), float(solref[1])
         if not m.opt.disableflags & _D.mjDSBL_REFSAFE:

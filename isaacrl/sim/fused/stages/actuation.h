@@ -75,7 +75,11 @@ FN void smooth_forces(const World& w, Scratch& S, bool last, const Per<real, NV>
       f += actuator_gear(w)[6 * u] * S.force[u];
       if (!EULER) s += S.force[NU + u];
     }
-    if (dof_forcelimited(w)[i]) f = clamp_to(f, dof_forcerange(w)[2 * i], dof_forcerange(w)[2 * i + 1]);
+    if (dof_forcelimited(w)[i]) {
+      real low = dof_forcerange(w)[2 * i], high = dof_forcerange(w)[2 * i + 1];
+      if (f <= low || f >= high) s = -dof_damping(w)[i];
+      f = clamp_to(f, low, high);
+    }
 #endif
     if (last && w.arrays[A_QFRC_ACTUATOR]) live<real>(w, A_QFRC_ACTUATOR, NV)[i] = f;
     f -= bias[i] + dof_damping(w)[i] * S.qvel[i];

@@ -87,14 +87,15 @@ FN bool try_contact(const World& w, const Scratch& S, int pair, int k, Hit& hit,
 
 // Whether the bounding spheres of a pair without plane come within its reach.
 FN bool near(const World& w, const Scratch& S, int pair) {
-  const int* q = pair_int(w) + PAIR_INTS * pair;
-  four a = load4(S.geom[q[P_SHAPE_A]]), b = load4(S.geom[q[P_SHAPE_B]]);
+  int shapes = pair_shapes(w)[pair];
+  four a = load4(S.geom[shapes & 0xffff]), b = load4(S.geom[shapes >> 16]);
   vec3 d = v3(a.x - b.x, a.y - b.y, a.z - b.z);
 #if PAIRS_ACROSS
+  const int* q = pair_int(w) + PAIR_INTS * pair;
   d = d + (origin_of(w, S, q[P_BODY_A]) - origin_of(w, S, q[P_BODY_B]));
 #endif
-  real r = a.w + b.w + pair_real(w)[PAIR_REALS * pair + P_REACH];
-  return dot(d, d) < r * r;
+  real r = a.w + b.w + pair_reach(w)[pair];
+  return dot(d, d) <= r * r;
 }
 
 // Fills S.contact; returns how many there are, which may be more than NCON, of which the first NCON are kept.

@@ -158,6 +158,8 @@ FN Response respond(const real* c, const Rows& x) {
   return r;
 }
 
+FN int zone_of(const real* c, const Rows& x) { return respond(c, x).zone; }
+
 // Adds a contact's cost along x + t v to (cost, first and second derivative by t).
 FN void add_cost(const real* c, const Rows& x, const Rows& v, real t, real& cost, real& first, real& second) {
   real D = c[C_D];

@@ -59,7 +59,37 @@ struct ALIGNED Scratch {
   ALIGNED real row[NPAIR_MOVING + BALL_LIMITS > 0 ? MAXDIM : 1][NH];  // rows of J of one contact between two moving bodies
   real vector[PADDED(NV)];
   int candidate[AT_LEAST_ONE(NPAIR)];
+#if PROFILE
+  unsigned clock, ticks[16];
+#endif
 };
+
+// Where the time goes: clock cycles by section, to a live array [E, 16].
+#if PROFILE && GPU
+#define MARK(S, k) (sync(), mark(S, k))
+#define START_CLOCK(S) start_clock(S)
+#define STORE_CLOCK(w, S) store_clock(w, S)
+FN void start_clock(Scratch& S) {
+  EACH(one, 1) {
+    for (int k = 0; k < 16; k++) S.ticks[k] = 0;
+    S.clock = (unsigned)clock();
+  }
+}
+FN void mark(Scratch& S, int k) {
+  EACH(one, 1) {
+    unsigned now = (unsigned)clock();
+    S.ticks[k] += now - S.clock, S.clock = now;
+  }
+}
+FN void store_clock(const World& w, Scratch& S) {
+  int* out = live<int>(w, A_PROFILE, 16);
+  if (out) EACH(one, 1) for (int k = 0; k < 16; k++) out[k] = (int)S.ticks[k];
+}
+#else
+#define MARK(S, k)
+#define START_CLOCK(S)
+#define STORE_CLOCK(w, S)
+#endif
 
 // Where the positions of a body's tree are counted from: the base of a free tree, else the world's origin. Far from the
 // world's origin float32 has no millimetres, so only differences are ever formed of these.

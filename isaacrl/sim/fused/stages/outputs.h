@@ -88,20 +88,16 @@ FN void write_actuators(const World& w, Scratch& S) {
 #endif
 }
 
-// Everything that derives from positions and velocities.
+// Everything that derives from positions and velocities. S.chain: sums of velocities.
 FN void write_state_outputs(const World& w, Scratch& S) {
-  if (!WANTED(A_ANY_POSITION)) return;
-  Per<spatial, NV> axis;
-  kinematics(w, S);
-  dof_axes(w, S, axis);
   write_bodies(w, S);
   write_geoms_and_sites(w, S);
   write_actuators(w, S);
   if (!WANTED(A_ANY_VELOCITY)) return;
-  EACH(i, NV) axis[i] = S.qvel[i] * axis[i];
-  sum_along_chains(w, S, axis);
-  if (WANTED(A_CVEL) || WANTED(A_SUBTREE_COM) || NSENSOR_STATE) centers_of_mass(w, S);
-  write_velocities(w, S);
+  if (WANTED(A_CVEL) || WANTED(A_SUBTREE_COM) || NSENSOR_STATE) {
+    centers_of_mass(w, S);
+    write_velocities(w, S);
+  }
 #if NSENSOR_STATE
   write_state_sensors(w, S);
 #endif

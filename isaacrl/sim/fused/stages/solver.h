@@ -206,24 +206,16 @@ FN real search(const World& w, Scratch& S, const Problem& P, const Per<real, NV>
 
 // --- Newton ----------------------------------------------------------------------------------------------------------
 
+// Rows at a = 0: P.x is -a_ref.
 FN void begin(const World& w, Scratch& S, Problem& P) {
   int nefc = 0;
   EACH_OF(c, P.ncon, NCON) nefc += rows_of(S.contact[c]);
-  Per<spatial, NV> along;
   EACH(i, NV) {
     P.dof[i] = dof_constraints(w, S, i);
     nefc += (P.dof[i].limit > 0) + (P.dof[i].loss > 0);
-    P.a[i] = S.warm[i];
-    along[i] = P.a[i] * P.axis[i];
-    advance(P.dof[i], P.a[i]);
+    P.a[i] = P.Ma[i] = 0;
   }
   P.nefc = (int)across(R(nefc));
-  sum_along_chains(w, S, along);
-  EACH_OF(c, P.ncon, NCON) {
-    Rows m = motion_of(w, S, S.contact[c]);
-    UNROLL for (int k = 0; k < MAXDIM; k++) P.x[c].v[k] += m.v[k];
-  }
-  times_inertia(w, S, P.axis, P.a, P.Ma);
 }
 
 #if NPAIR_MOVING + BALL_LIMITS > 0
@@ -286,97 +278,109 @@ FN void solve_rows(const World& w, Scratch& S, const Per<spatial, NV>& axis, int
   EACH(i, NV) x[i] = NV > NR ? S.vector[i] : y[Item(i)];
 }
 
-// Minimizes the cost from P.a on. acceleration: what the state is integrated with, implicit in the velocity where the
-// integrator is: (M - h dforce/dvelocity) acceleration = M a.
-FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& acceleration) {
-  bool finishing = false;
-  P.iterations = 0;
-  ROLLED for (;;) {
-    Per<int, NCON> zone;
-    Per<int, NV> dof_zone;
-    Per<real, NV> x, diagonal;
-    int ncon = finishing ? 0 : P.ncon;
-    sync();
-    EACH_OF(c, ncon, NCON) {
-      Response r = respond(S.contact[c], P.x[c]);
-      zone[c] = r.zone;
-      share_of(w, S, S.contact[c], r, S.share[c]);
-#if NPAIR_MOVING + BALL_LIMITS > 0
-      UNROLL for (int k = 0; k < TRIANGLE; k++) S.contact[c][C_HESSIAN + k] = r.hessian[k];
-#endif
-    }
-    gather_shares(w, S, ncon);
-    real square = 0;
-    EACH(i, NV) {
-      diagonal[i] = dof_armature(w)[i];
-      if (finishing) {
-        x[i] = P.Ma[i];
-        diagonal[i] -= TIMESTEP * P.slope[i];
-      } else {
-        real f, h;
-        respond(w, i, P.dof[i], f, h, dof_zone[i]);
-        const real* wrench = S.sums[dof_body(w)[i]] + WRENCH;
-        x[i] = P.force[i] + f + dot(P.axis[i], spatial{v3(wrench), v3(wrench + 3)}) - P.Ma[i];
-        diagonal[i] += h;
-        square += x[i] * x[i];
-      }
-    }
-    if (!finishing) {
-      square = across(square);
-      if (!(SCALE * root(square) >= TOLERANCE) || P.iterations >= ITERATIONS) {  // NaN ends it too
-        if (!IMPLICIT) break;
-        finishing = true;
-        continue;
-      }
-    }
-    assemble(w, S, P.axis, diagonal);
-    solve_rows(w, S, P.axis, ncon, x);
-    if (finishing) {
-      EACH(i, NV) acceleration[i] = x[i];
-      return;
-    }
-    P.iterations++;
-
-    Per<real, NV> Mx;
-    Per<Rows, NCON> jv;
-    Per<spatial, NV> along;
-    EACH(i, NV) along[i] = x[i] * P.axis[i];
-    sum_along_chains(w, S, along);
-    bool changed = false;  // whether a full step leaves the quadratic function that it minimizes
-    EACH_OF(c, P.ncon, NCON) {
-      jv[c] = motion_of(w, S, S.contact[c]);
-      Rows y;
-      UNROLL for (int k = 0; k < MAXDIM; k++) y.v[k] = P.x[c].v[k] + jv[c].v[k];
-      int next = respond(S.contact[c], y).zone;
-      changed |= next != zone[c] || next == CURVED;
-    }
-    EACH(i, NV) {
-      Dof d = P.dof[i];
-      advance(d, x[i]);
-      real f, h;
-      int next;
-      respond(w, i, d, f, h, next);
-      changed |= next != dof_zone[i];
-    }
-    times_inertia(w, S, P.axis, x, Mx);
-    bool done = !any(changed);
-    real t = 1;
-    if (!done) {
-      real gain;
-      t = search(w, S, P, x, Mx, jv, gain);
-      done = !(SCALE * gain >= TOLERANCE);
-    }
-    EACH(i, NV) {
-      P.a[i] += t * x[i], P.Ma[i] += t * Mx[i];
-      advance(P.dof[i], t * x[i]);
-    }
-    EACH_OF(c, P.ncon, NCON) {
-      UNROLL for (int k = 0; k < MAXDIM; k++) P.x[c].v[k] += t * jv[c].v[k];
-    }
-    if (done) {
-      if (!IMPLICIT) break;
-      finishing = true;
-    }
+// Where a full step along x leads: whether it leaves the quadratic function that it minimizes, which zone numbers tell.
+FN bool leaves_zones(const World& w, Scratch& S, const Problem& P, const Per<real, NV>& x, const Per<Rows, NCON>& jv,
+                     const Per<int, NV>& dof_zone, const Per<int, NCON>& zone) {
+  bool changed = false;
+  EACH_OF(c, P.ncon, NCON) {
+    Rows y;
+    UNROLL for (int k = 0; k < MAXDIM; k++) y.v[k] = P.x[c].v[k] + jv[c].v[k];
+    int next = zone_of(S.contact[c], y);
+    changed |= next != zone[c] || next == CURVED;
   }
-  EACH(i, NV) acceleration[i] = P.a[i];
+#if LIMITS || LOSSES
+  EACH(i, NV) {
+    Dof d = P.dof[i];
+    advance(d, x[i]);
+    real f, h;
+    int next;
+    respond(w, i, d, f, h, next);
+    changed |= next != dof_zone[i];
+  }
+#endif
+  return any(changed);
+}
+
+// Minimizes the cost; the first step, from 0, is to the acceleration of the last physics step. acceleration: what the
+// state is integrated with, implicit in the velocity where the integrator is: (M - h dforce/dvelocity) acceleration =
+// M a.
+FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& acceleration) {
+  Per<int, NCON> zone;
+  Per<int, NV> dof_zone;
+  Per<real, NV> x;
+  bool finishing = false;
+  EACH(i, NV) x[i] = S.warm[i];
+  P.iterations = -1;
+  ROLLED for (;;) {
+    {  // a += t x
+      Per<real, NV> Mx;
+      Per<Rows, NCON> jv;
+      Per<spatial, NV> along;
+      EACH(i, NV) along[i] = x[i] * P.axis[i];
+      sum_along_chains(w, S, along);
+      EACH_OF(c, P.ncon, NCON) jv[c] = motion_of(w, S, S.contact[c]);
+      times_inertia(w, S, P.axis, x, Mx);
+      MARK(S, 5);
+      real t = 1;
+      if (P.iterations >= 0) {
+        finishing = !leaves_zones(w, S, P, x, jv, dof_zone, zone);
+        if (!finishing) {
+          real gain;
+          t = search(w, S, P, x, Mx, jv, gain);
+          finishing = !(SCALE * gain >= TOLERANCE);  // NaN ends it too
+        }
+      }
+      EACH(i, NV) {
+        P.a[i] += t * x[i], P.Ma[i] += t * Mx[i];
+        advance(P.dof[i], t * x[i]);
+      }
+      EACH_OF(c, P.ncon, NCON) {
+        UNROLL for (int k = 0; k < MAXDIM; k++) P.x[c].v[k] += t * jv[c].v[k];
+      }
+      P.iterations++;
+      MARK(S, 6);
+    }
+    Per<real, NV> diagonal;
+    ROLLED for (;;) {  // at most twice: the gradient may say that this was the minimum
+      if (finishing && !IMPLICIT) break;
+      int ncon = finishing ? 0 : P.ncon;
+      sync();
+      EACH_OF(c, ncon, NCON) {
+        Response r = respond(S.contact[c], P.x[c]);
+        zone[c] = r.zone;
+        share_of(w, S, S.contact[c], r, S.share[c]);
+#if NPAIR_MOVING + BALL_LIMITS > 0
+        UNROLL for (int k = 0; k < TRIANGLE; k++) S.contact[c][C_HESSIAN + k] = r.hessian[k];
+#endif
+      }
+      gather_shares(w, S, ncon);
+      real square = 0;
+      EACH(i, NV) {
+        diagonal[i] = dof_armature(w)[i];
+        if (finishing) {
+          x[i] = P.Ma[i];
+          diagonal[i] -= TIMESTEP * P.slope[i];
+        } else {
+          real f, h;
+          respond(w, i, P.dof[i], f, h, dof_zone[i]);
+          const real* wrench = S.sums[dof_body(w)[i]] + WRENCH;
+          x[i] = P.force[i] + f + dot(P.axis[i], spatial{v3(wrench), v3(wrench + 3)}) - P.Ma[i];
+          diagonal[i] += h;
+          square += x[i] * x[i];
+        }
+      }
+      if (finishing) break;
+      square = across(square);
+      finishing = !(SCALE * root(square) >= TOLERANCE) || P.iterations >= ITERATIONS;
+      if (!finishing) break;
+    }
+    MARK(S, 7);
+    if (finishing && !IMPLICIT) break;
+    assemble(w, S, P.axis, diagonal);
+    MARK(S, 8);
+    solve_rows(w, S, P.axis, finishing ? 0 : P.ncon, x);
+    MARK(S, 9);
+    if (finishing) break;
+  }
+  EACH(i, NV) acceleration[i] = IMPLICIT ? x[i] : P.a[i];
 }

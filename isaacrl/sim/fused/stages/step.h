@@ -1,11 +1,9 @@
 // The order of one launch: `substeps` physics steps of one world, then its outputs.
 #pragma once
 
-FN void physics_step(const World& w, Scratch& S, bool last) {
-  Problem P;
+// One physics step; kinematics and velocities (sums along chains in S.chain) are those of the state already.
+FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
   Per<real, NV> bias, acceleration;
-  kinematics(w, S);
-  dof_axes(w, S, P.axis);
   int found = collide(w, S);
   P.touching = P.ncon = found < NCON ? found : NCON;
 #if BALL_LIMITS
@@ -16,19 +14,20 @@ FN void physics_step(const World& w, Scratch& S, bool last) {
   if (found > NCON) {
     EACH(one, 1) *live<long long>(w, A_OVERFLOW, 1) += 1;
   }
-  Per<spatial, NV> velocity;
-  EACH(i, NV) velocity[i] = S.qvel[i] * P.axis[i];
-  sum_along_chains(w, S, velocity);
+  MARK(S, 2);
   EACH_OF(c, P.ncon, NCON) {
     Rows a = reference_acceleration(w, S, S.contact[c]);
     UNROLL for (int k = 0; k < MAXDIM; k++) P.x[c].v[k] = -a.v[k];
   }
   inertia_and_bias(w, S, P.axis, bias);
+  MARK(S, 3);
   smooth_forces(w, S, last, bias, P.force, P.slope);
   begin(w, S, P);
+  MARK(S, 4);
   newton(w, S, P, acceleration);
   if (last) write_force_outputs(w, S, P);
   integrate(w, S, acceleration, P.a);
+  MARK(S, 10);
 }
 
 // Between global and scratch memory.
@@ -70,19 +69,41 @@ FN void start_anew(const World& w, Scratch& S) {
   sync();
 }
 
+// The state after the last physics step, if it is one.
+FN void finish_state(const World& w, Scratch& S, int substeps) {
+  EACH(one, 1) {
+    *live<unsigned char>(w, A_NONFINITE, 1) = 0;
+    real* time = live<real>(w, A_TIME, 1);
+    *time += R(substeps) * TIMESTEP;
+  }
+  sync();
+  if (!all_sound(S)) start_anew(w, S);
+  store_state(w, S);
+}
+
 // substeps 0: outputs of the state as it is.
 FN void step_world(const World& w, Scratch& S, int substeps) {
+  Problem P;
+  START_CLOCK(S);
   load_state(w, S);
-  ROLLED for (int k = 0; k < substeps; k++) physics_step(w, S, k == substeps - 1);
-  if (substeps) {
-    EACH(one, 1) {
-      *live<unsigned char>(w, A_NONFINITE, 1) = 0;
-      real* time = live<real>(w, A_TIME, 1);
-      *time += R(substeps) * TIMESTEP;
+  MARK(S, 0);
+  ROLLED for (int k = 0;; k++) {
+    if (k == substeps && substeps) {
+      finish_state(w, S, substeps);
+      MARK(S, 11);
     }
-    sync();
-    if (!all_sound(S)) start_anew(w, S);
-    store_state(w, S);
+    if (k == substeps && !w.arrays[A_ANY_POSITION]) break;
+    kinematics(w, S);
+    dof_axes(w, S, P.axis);
+    if (k == substeps && !w.arrays[A_ANY_VELOCITY]) break;
+    Per<spatial, NV> velocity;
+    EACH(i, NV) velocity[i] = S.qvel[i] * P.axis[i];
+    sum_along_chains(w, S, velocity);
+    MARK(S, 1);
+    if (k == substeps) break;
+    physics_step(w, S, P, k == substeps - 1);
   }
-  write_state_outputs(w, S);
+  if (w.arrays[A_ANY_POSITION]) write_state_outputs(w, S);
+  MARK(S, 12);
+  STORE_CLOCK(w, S);
 }

@@ -1,0 +1,289 @@
+// Sensors, in MuJoCo's order and layout (mj_sensorPos, mj_sensorVel, mj_sensorAcc). One table a family, which sensors.py
+// makes and describes; one lane a sensor. A family that the model has none of compiles to nothing.
+#pragma once
+
+// A part of a body whose pose and velocity is measured.
+enum { OF_BODY = 0, OF_INERTIA = 1, OF_GEOM = 2, OF_SITE = 3 };
+struct Frame {
+  int body;
+  vec3 pos;  // relative to the origin of the body's tree
+  quat rot;
+};
+FN Frame frame_of(const World& w, const Scratch& S, int type, int id) {
+  Frame f = {id, v3(0, 0, 0), quat{1, 0, 0, 0}};
+  if (type == OF_INERTIA) f.pos = v3(body_ipos(w) + 3 * id), f.rot = q4(body_iquat(w) + 4 * id);
+  if (type == OF_GEOM) f = Frame{geom_bodyid(w)[id], v3(geom_pos(w) + 3 * id), q4(geom_quat(w) + 4 * id)};
+  if (type == OF_SITE) f = Frame{site_bodyid(w)[id], v3(site_pos(w) + 3 * id), q4(site_quat(w) + 4 * id)};
+  quat rot = orientation_of(S, f.body);
+  f.pos = position_of(S, f.body) + rotate(rot, f.pos), f.rot = product(rot, f.rot);
+  return f;
+}
+// From the reference point of its tree.
+FN vec3 arm_of(const World& w, const Scratch& S, const Frame& f) { return f.pos - reference_of(w, S, f.body); }
+
+#if SENSE_CUTOFFS
+// Clips the readings of a stage. Lanes clip what other lanes wrote.
+FN void cut_off(const World& w, real* out, bool of_forces) {
+  sync();
+  EACH_OF_MANY(i, SENSE_CUTOFFS) {
+    const int* s = cutoff_sensor(w) + 4 * i;  // stage, address, how many, only above
+    if (s[0] != of_forces) continue;
+    real most = cutoff(w)[i];
+    ROLLED for (int k = s[1]; k < s[1] + s[2]; k++) out[k] = clamp_to(out[k], s[3] ? out[k] : -most, most);
+  }
+}
+#endif
+
+// --- of the state ----------------------------------------------------------------------------------------------------
+
+#if SENSE_FRAMES
+// In the order of FRAMES in sensors.py.
+enum { FRAMEPOS = 0, FRAMEQUAT, FRAMEXAXIS, FRAMEYAXIS, FRAMEZAXIS, FRAMELINVEL, FRAMEANGVEL, GYRO, VELOCIMETER };
+FN void sense_frame(const World& w, const Scratch& S, const int* s, real* out) {
+  int kind = s[0];
+  Frame f = frame_of(w, S, s[2], s[3]);
+  out += s[1];
+  if (kind == FRAMEQUAT) {
+    *out = f.rot.w, store(out + 1, v3(f.rot.x, f.rot.y, f.rot.z));
+    return;
+  }
+  vec3 x;
+  if (kind == FRAMEPOS) {
+    x = origin_of(w, S, f.body) + f.pos;
+  } else if (kind <= FRAMEZAXIS) {
+    x = rotate(f.rot, v3(kind == FRAMEXAXIS, kind == FRAMEYAXIS, kind == FRAMEZAXIS));
+  } else {
+    spatial v = of_body(w, S, f.body);
+    bool turning = kind == FRAMEANGVEL || kind == GYRO;
+    x = turning ? v.rot : v.lin + cross(v.rot, arm_of(w, S, f));
+    if (kind >= GYRO) x = rotate(conjugate(f.rot), x);
+  }
+  if (s[4] >= 0) x = rotate(conjugate(frame_of(w, S, s[4], s[5]).rot), x);  // an axis seen from another frame
+  store(out, x);
+}
+#endif
+
+#if SENSE_COMS
+// S.sums: of masses and of masses times positions. The world's own subtree is made of trees with origins of their own.
+FN vec3 center_in_world(const World& w, const Scratch& S, int body) {
+  if (body) return origin_of(w, S, body) + center_of_mass(w, S, body);
+  real mass = 0;
+  vec3 c = v3(0, 0, 0);
+  ROLLED for (int b = 1; b < NB; b++) {
+    if (BODY_PARENT[b]) continue;
+    const real* s = S.sums[b];
+    mass += s[0], c = c + s[0] * origin_of(w, S, b) + v3(s + 1);
+  }
+  return mass > TINY ? (1 / mass) * c : c;
+}
+#endif
+
+// Poses are those of the new state, S.chain the sums of its velocities.
+FN void write_state_sensors(const World& w, Scratch& S) {
+  real* out = live<real>(w, A_SENSORDATA, NSENSORDATA);
+  if (!out) return;
+#if SENSE_FRAMES
+  EACH_OF_MANY(i, SENSE_FRAMES) sense_frame(w, S, frame_sensor(w) + 6 * i, out);
+#endif
+#if SENSE_COORDINATES
+  EACH_OF_MANY(i, SENSE_COORDINATES) {
+    const int* s = coordinate_sensor(w) + 3 * i;  // address, whether of qvel, index there
+    out[s[0]] = coordinate_scale(w)[i] * (s[1] ? S.qvel : S.qpos)[s[2]];
+  }
+#endif
+#if SENSE_BALLS
+  EACH_OF_MANY(i, SENSE_BALLS) {
+    const int* s = ball_sensor(w) + 2 * i;
+    quat q = normalized(q4(S.qpos + s[1]));
+    out[s[0]] = q.w, store(out + s[0] + 1, v3(q.x, q.y, q.z));
+  }
+#endif
+#if SENSE_COMS
+  centers_of_mass(w, S);
+  EACH_OF_MANY(i, SENSE_COMS) store(out + com_sensor(w)[2 * i], center_in_world(w, S, com_sensor(w)[2 * i + 1]));
+#endif
+#if SENSE_CLOCKS
+  EACH_OF_MANY(i, SENSE_CLOCKS) out[clock_sensor(w)[i]] = *live<real>(w, A_TIME, 1);
+#endif
+#if SENSE_CUTOFFS
+  cut_off(w, out, false);
+#endif
+}
+
+// --- of the last physics step ----------------------------------------------------------------------------------------
+
+#if SENSE_ACCELEROMETERS
+// Of sites, in their own axes, less gravity's. Body accelerations: sums of cdof_dot qvel + cdof qacc along chains.
+FN void sense_accelerations(const World& w, Scratch& S, const Problem& P, real* out) {
+  Per<spatial, NV> x;
+  Per<spatial, SENSE_ACCELEROMETERS> velocity;
+  EACH(i, NV) x[i] = S.qvel[i] * P.axis[i];
+  sum_along_chains(w, S, x);
+  EACH(k, SENSE_ACCELEROMETERS) velocity[k] = of_body(w, S, site_bodyid(w)[accelerometer(w)[2 * k + 1]]);
+  EACH(i, NV) {
+    spatial v = load_spatial(S.chain[dof_motion_source(w)[i]]);
+    x[i] = P.a[i] * P.axis[i];
+    if (dof_kind(w)[i] != AXIS_WORLD) x[i] = x[i] + S.qvel[i] * cross_motion(v, P.axis[i]);
+  }
+  sum_along_chains(w, S, x);
+  EACH(k, SENSE_ACCELEROMETERS) {
+    const int* s = accelerometer(w) + 2 * k;
+    Frame f = frame_of(w, S, OF_SITE, s[1]);
+    spatial v = velocity[k], a = of_body(w, S, f.body);
+    vec3 arm = arm_of(w, S, f);
+    vec3 felt = a.lin + cross(a.rot, arm) - v3(opt_gravity(w)) + cross(v.rot, v.lin + cross(v.rot, arm));
+    store(out + s[0], rotate(conjugate(f.rot), felt));
+  }
+}
+#endif
+
+#if SENSE_CONTACTS + SENSE_TOUCHES
+// Contact k's force on the second of its two geoms, to S.share[k]: world axes (3), 0, its own rows (3), squared length.
+FN void share_forces(Scratch& S, const Problem& P) {
+  sync();
+  EACH_OF(k, P.touching, NCON) {
+    const real* c = S.contact[k];
+    Response r = respond(c, P.x[k]);
+    vec3 n = v3(c + C_NORMAL), rows = v3(r.force[0], 0, 0);
+    vec3 f = rows.x * n;
+#if MAXDIM > 1
+    vec3 t = v3(c + C_TANGENT);
+    rows.y = r.force[1], rows.z = r.force[2];
+    f = f + rows.y * t + rows.z * cross(n, t);
+#endif
+    store4(S.share[k], f.x, f.y, f.z, 0), store4(S.share[k] + 4, rows.x, rows.y, rows.z, dot(f, f));
+  }
+  sync();
+}
+#endif
+
+#if SENSE_CONTACTS
+// How many contacts match, and their net force in world axes or the strongest one's in its own. The forces are those on
+// the sensor's second object: if that is the first of a contact's geoms, the contact is seen from the other side.
+FN void sense_contact(const World& w, const Scratch& S, int i, int ncon, real* out) {
+  const int* s = contact_sensor(w) + 2 * i;  // address, whether net
+  int found = 0;
+  vec3 force = v3(0, 0, 0);
+  real most = -1;
+  ROLLED for (int k = 0; k < ncon; k++) {
+    // 0: no match, 1: as it is, 2: from the other side; 16 sensors a word.
+    unsigned word = contact_match(w)[(int)S.contact[k][C_PAIR] * CONTACT_WORDS + i / 16], match = (word >> (i % 16 * 2)) & 3;
+    if (!match) continue;
+    found++;
+    four world = load4(S.share[k]), own = load4(S.share[k] + 4);
+    real sign = match == 1 ? R(1) : R(-1);
+    if (s[1]) {
+      force = force + sign * v3(world.x, world.y, world.z);
+    } else if (own.w > most) {
+      most = own.w, force = v3(own.x, own.y, sign * own.z);
+    }
+  }
+  out += s[0];
+  *out = R(found), store(out + 1, force);
+}
+#endif
+
+#if SENSE_TOUCHES
+// Narrows [low, high] to where a t^2 + 2 b t + c <= 0; a >= 0.
+FN void narrow(real a, real b, real c, real& low, real& high) {
+  real d = b * b - a * c;
+  if (a < TINY ? c > 0 : d < TINY) {
+    high = low - 1;
+  } else if (a >= TINY) {
+    real t = root(d), s = 1 / a;
+    low = more(low, (-b - t) * s), high = less(high, (t - b) * s);
+  }
+}
+FN void between(real x, real dx, real size, real& low, real& high) {
+  if (magnitude(dx) < TINY) {
+    if (magnitude(x) > size) high = low - 1;
+  } else {
+    real t = -x / dx, half = size / magnitude(dx);
+    low = more(low, t - half), high = less(high, t + half);
+  }
+}
+FN bool meets_ball(vec3 p, vec3 d, real radius) {
+  real low = 0, high = R(1e30);
+  narrow(dot(d, d), dot(d, p), dot(p, p) - radius * radius, low, high);
+  return low <= high;
+}
+// Whether the ray from p along d meets a site's shape, or begins in it.
+FN bool meets(int shape, vec3 p, vec3 d, const real* size) {
+  real low = 0, high = R(1e30);
+  if (shape == 2) return meets_ball(p, d, size[0]);  // mjtGeom
+  if (shape == 4) {                                  // ellipsoid
+    vec3 s = v3(1 / size[0], 1 / size[1], 1 / size[2]);
+    return meets_ball(v3(s.x * p.x, s.y * p.y, s.z * p.z), v3(s.x * d.x, s.y * d.y, s.z * d.z), 1);
+  }
+  between(p.z, d.z, shape == 6 ? size[2] : size[1], low, high);
+  if (shape == 6) {  // box
+    between(p.x, d.x, size[0], low, high), between(p.y, d.y, size[1], low, high);
+    return low <= high;
+  }
+  narrow(d.x * d.x + d.y * d.y, p.x * d.x + p.y * d.y, p.x * p.x + p.y * p.y - size[0] * size[0], low, high);
+  if (low <= high || shape == 5) return low <= high;  // cylinder
+  vec3 end = v3(0, 0, size[1]);
+  return meets_ball(p - end, d, size[0]) || meets_ball(p + end, d, size[0]);
+}
+// The sum of the normal forces of the site's body whose line of action, from the contact on, meets the site.
+FN real sense_touch(const World& w, const Scratch& S, const int* s, int ncon) {
+  Frame f = frame_of(w, S, OF_SITE, s[1]);
+  real sum = 0;
+  ROLLED for (int k = 0; k < ncon; k++) {
+    const real* c = S.contact[k];
+    const int* q = pair_int(w) + PAIR_INTS * (int)c[C_PAIR];
+    real force = S.share[k][4];
+    if ((q[P_BODY_A] != f.body && q[P_BODY_B] != f.body) || !(force > 0)) continue;
+    int body = (int)c[C_BODY];
+    vec3 p = v3(c + C_POS) + reference_of(w, S, body) + (origin_of(w, S, body) - origin_of(w, S, f.body)) - f.pos;
+    vec3 d = (q[P_BODY_B] == f.body ? R(-1) : R(1)) * v3(c + C_NORMAL);
+    quat turn = conjugate(f.rot);
+    if (meets(s[2], rotate(turn, p), rotate(turn, d), touch_size(w) + 3 * s[3])) sum += force;
+  }
+  return sum;
+}
+#endif
+
+#if SENSE_DRIVES
+// What the actuators do to a dof, within the joint's limit (as qfrc_actuator).
+FN real drive_of(const World& w, const Scratch& S, int dof) {
+  real f = 0;
+  int first = dof_first_actuator(w)[dof], number = dof_num_actuators(w)[dof];
+  ROLLED for (int k = first; k < first + number; k++) {
+    int u = actuator_by_dof(w)[k];
+    f += actuator_gear(w)[6 * u] * S.force[u];
+  }
+  return dof_forcelimited(w)[dof] ? clamp_to(f, dof_forcerange(w)[2 * dof], dof_forcerange(w)[2 * dof + 1]) : f;
+}
+#endif
+
+// At the end of the last physics step, before its state is integrated.
+FN void write_force_sensors(const World& w, Scratch& S, const Problem& P) {
+  real* out = live<real>(w, A_SENSORDATA, NSENSORDATA);
+  if (!out) return;
+#if SENSE_ACCELEROMETERS
+  sense_accelerations(w, S, P, out);
+#endif
+#if SENSE_CONTACTS + SENSE_TOUCHES
+  share_forces(S, P);
+#endif
+#if SENSE_CONTACTS
+  EACH_OF_MANY(i, SENSE_CONTACTS) sense_contact(w, S, i, P.touching, out);
+#endif
+#if SENSE_TOUCHES
+  EACH_OF_MANY(i, SENSE_TOUCHES) {
+    const int* s = touch_sensor(w) + 4 * i;
+    out[s[0]] = sense_touch(w, S, s, P.touching);
+  }
+#endif
+#if SENSE_DRIVES
+  EACH_OF_MANY(i, SENSE_DRIVES) {
+    const int* s = drive_sensor(w) + 3 * i;  // address, whether of a dof, dof or actuator
+    out[s[0]] = s[1] ? drive_of(w, S, s[2]) : S.force[s[2]];
+  }
+#endif
+#if SENSE_CUTOFFS
+  cut_off(w, out, true);
+#endif
+  sync();
+}
