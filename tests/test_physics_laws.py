@@ -235,9 +235,9 @@ GROUND = f"""<mujoco><option timestep="{DT}" cone="{{cone}}" impratio="{{imprati
 <default><geom solimp="{SOLIMP}" condim="1" friction=".01 1e-6 1e-6" contype="2" conaffinity="2" mass="1"/></default>
 <worldbody>
 <geom type="plane" size="0 0 1"/>
-<frame zaxis="1 0 2"><geom type="plane" size="0 0 1" contype="1" conaffinity="1"/>
+<frame zaxis="1 0 2"><geom type="plane" size="0 0 1" contype="9" conaffinity="9"/>
   <body name="box" pos="0 0 {HALF}"><freejoint/>
-    <geom name="box" type="box" size=".1 .1 {HALF}" condim="3" contype="1" conaffinity="1"/></body>
+    <geom name="box" type="box" size=".1 .1 {HALF}" condim="3" contype="8" conaffinity="8"/></body>
   <body name="slick" pos="0 1 {R}"><freejoint/><geom size="{R}" friction="1" contype="1" conaffinity="1"/></body>
   <body name="roller" pos="0 2 {R}"><freejoint/>
     <geom name="roller" size="{R}" condim="6" contype="1" conaffinity="1"/></body></frame>
