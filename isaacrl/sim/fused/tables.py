@@ -323,6 +323,7 @@ def _collision(m: mujoco.MjModel, pairs: list[Pair], sizes: dict, reals: dict, i
     sizes |= {"PAIR_REALS": PAIR_REALS, "PAIR_INTS": PAIR_INTS, "PAIRS_ACROSS": int(across)}
     sizes["POSSIBLE_PAIR"] = max((kind(p)[1] for p in pairs[planes:]), default=0)
     sizes["MAXDIM"] = max([1, *(p.condim for p in pairs)])
+    sizes["ANISOTROPIC"] = int(any(p.friction[0] != p.friction[1] for p in pairs))
     sizes["NPAIR_MOVING"] = sum(row[8] != 0 for row in numbers)
 
 

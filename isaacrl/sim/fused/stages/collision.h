@@ -62,7 +62,7 @@ FN void record(const World& w, Scratch& S, int pair, const Hit& hit, vec3 pos, r
   store4(c + 12, R(other), R(q[P_SIGN]), R(dim), R(pair));
   // Of the reference acceleration: K imp (dist - margin) and B; solver.h makes it from these and the velocity.
   store4(c + 16, p[0] * imp * (hit.dist - margin), p[1], p[P_DAMPING_FRICTION], hit.dist);
-#if MAXDIM > 3
+#if MAXDIM > 3 || ANISOTROPIC
   UNROLL for (int k = 0; k < 4; k++) c[C_FRICTION + k] = mu[k + 1];
 #endif
 }

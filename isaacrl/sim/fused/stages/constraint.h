@@ -52,7 +52,10 @@ FN Rows motion_of(const World& w, const Scratch& S, const real* c) {
   return r;
 }
 
-FN real friction_of(const real* c, int row) { return row == 1 || row == 2 ? c[C_MU + 0] : c[C_FRICTION + row - 2]; }
+// Of the two tangents it differs only where a <pair> of the model says so.
+FN real friction_of(const real* c, int row) {
+  return row == 1 || (row == 2 && !ANISOTROPIC) ? c[C_MU] : c[C_FRICTION + row - 2];
+}
 
 // Reference accelerations, from the velocities (sums along chains in S.chain).
 FN Rows reference_acceleration(const World& w, const Scratch& S, const real* c) {

@@ -15,7 +15,7 @@
 #define WRENCH 21                     // where the spatial force begins
 #define TRIANGLE (MAXDIM * (MAXDIM + 1) / 2)  // a packed symmetric matrix of a contact's rows
 #define SHARE (NTREE > 1 ? 36 : MATRIX)  // two trees: the torque about the other's reference point too
-#define C_HESSIAN (MAXDIM > 3 ? 24 : 20)
+#define C_HESSIAN (MAXDIM > 3 || ANISOTROPIC ? 24 : 20)
 #define RECORD (C_HESSIAN + (NPAIR_MOVING + BALL_LIMITS > 0 ? PADDED(TRIANGLE) : 0))
 
 struct World {
