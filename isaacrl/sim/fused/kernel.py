@@ -12,7 +12,7 @@ RESIDENT = 8  # blocks that a multiprocessor shall have room for
 
 STAGES = (
     *("lanes", "math", "model", "kinematics", "dynamics", "actuation", "narrow", "collision", "constraint"),
-    *("factor", "solver", "integrate", "outputs", "step"),
+    *("factor", "solver", "integrate", "sensors", "outputs", "step"),
 )
 
 # Warp pastes a snippet into the body of a function. This one leaves that body for file scope, where the stages go, and

@@ -6,12 +6,14 @@ made. A table that differs between worlds is not stored here but read from a liv
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import mujoco
 import numpy as np
 
 from isaacrl.sim.engine import PD, Actuation
+from isaacrl.sim.fused import sensors
 from isaacrl.sim.fused.pairs import Pair, contact_pairs, moves_apart
 
 _FREE, _BALL, _SLIDE, _HINGE = range(4)  # mjtJoint
@@ -142,6 +144,8 @@ def make_tables(
     _actuators(m, actuation, sizes, reals, ints)
     _collision(m, pairs, sizes, reals, ints)
     _options(m, sizes, tolerance, randomized)
+    geoms = ints["pair_int"].reshape(-1, PAIR_INTS)[:, [_PAIR_INTS.index("GEOM_A"), _PAIR_INTS.index("GEOM_B")]]
+    sensors.add(m, geoms, sizes, reals, ints)
     sizes["NCON"] = (max(1, nconmax) if pairs else 0) + int(sizes["BALL_LIMITS"])
     sizes["OWN_FRICTION"] = int("geom_friction" in randomized)
     sizes["LOSSES"] = int(bool((m.dof_frictionloss > 0).any()) or "dof_frictionloss" in randomized)
@@ -178,6 +182,12 @@ def _bodies(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
         up.append(up[-1][up[-1]])
     # A tree of depth 1 is its own result; the kernel wants one round at least, in which all compose with the world.
     sizes["BODY_ROUNDS"], ints["body_up"] = max(rounds, 1), np.array(up)
+    ints["body_packed"] = np.array([[
+        _bytes([m.body_parentid[b], m.body_rootid[b], last[b] & 255, m.body_jntnum[b]]),
+        max(int(m.body_jntadr[b]), 0),
+        _bytes([level[b] for level in up[:4]]),
+        0,
+    ] for b in range(m.nbody)])  # fmt: skip
     mask = dof_masks(m)
     ints["body_dofs"] = np.array([_words(mask[d]) if d >= 0 else (0, 0) for d in last])
     ints["site_bodyid"], reals["site_pos"], reals["site_quat"] = m.site_bodyid, m.site_pos, m.site_quat
@@ -195,7 +205,7 @@ def _dofs(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
     if m.opt.disableflags & (_D.mjDSBL_FRICTIONLOSS | _D.mjDSBL_CONSTRAINT):
         reals["dof_frictionloss"] = np.zeros(m.nv)
     ints["jnt_type"], ints["jnt_qposadr"], ints["jnt_dofadr"] = m.jnt_type, m.jnt_qposadr, m.jnt_dofadr
-    ints["jnt_body"] = m.jnt_bodyid
+    ints["jnt_body"], ints["jnt_packed"] = m.jnt_bodyid, m.jnt_type | m.jnt_qposadr << 2
     kind, axis, source = np.zeros(m.nv, int), np.zeros(m.nv, int), np.arange(m.nv)
     for i in range(m.nv):
         joint = m.dof_jntid[i]
@@ -218,10 +228,18 @@ def _dofs(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
         above.append([int(parent), *above[parent]] if parent >= 0 else [])
     depth = np.array([len(a) for a in above])
     ints["dof_depth"] = depth
-    ints["dof_above"] = np.array([[a[d] if d < len(a) else 0 for a in above] for d in range(max(int(depth.max()), 1))])
+    sizes["DEPTH_WORDS"] = (int(depth.max()) + 3) // 4
+    ints["dof_above"] = np.array([[_bytes(a[4 * q : 4 * q + 4]) for a in above] for q in range(sizes["DEPTH_WORDS"])])
     rounds = math.ceil(math.log2(int(depth.max()) + 1))
     sizes["DOF_ROUNDS"] = rounds
-    ints["dof_up"] = np.array([[a[2**k - 1] if 2**k <= len(a) else -1 for a in above] for k in range(max(rounds, 1))])
+    up = [[a[2**k - 1] if 2**k <= len(a) else 255 for k in range(max(rounds, 4))] for a in above]
+    ints["dof_up"] = np.array(up).T
+    ints["dof_packed"] = np.array([[
+        _bytes([b, m.body_parentid[b] if kind[i] < 2 else b, m.body_rootid[b], m.dof_jntid[i]]),
+        int(kind[i]) | int(axis[i]) << 4 | int(types[i] == _BALL) << 8 | int(source[i]) << 16 | int(depth[i]) << 24,
+        _bytes(up[i][:4]),
+        0,
+    ] for i, b in enumerate(m.dof_bodyid)])  # fmt: skip
 
 
 def _limits(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
@@ -346,8 +364,6 @@ def _options(m: mujoco.MjModel, sizes: dict, tolerance: float, randomized: froze
         "ITERATIONS": int(m.opt.iterations),
         "SCALE": 1.0 / (m.stat.meaninertia * max(1, m.nv)),
         "PROFILE": 0,
-        "NSENSOR_STATE": 0,
-        "NSENSOR_FORCE": 0,
     }
 
 
@@ -391,6 +407,12 @@ def dof_masks(m: mujoco.MjModel) -> list[int]:
 
 def _gravity(m: mujoco.MjModel) -> np.ndarray:
     return np.zeros(3) if m.opt.disableflags & _D.mjDSBL_GRAVITY else m.opt.gravity
+
+
+def _bytes(values: Iterable[int]) -> int:
+    """Up to four numbers below 256 as one signed integer of 32 bits, the first lowest."""
+    word = sum(int(v) << 8 * k for k, v in enumerate(values))
+    return word - (word >> 31 << 32)
 
 
 def _words(mask: int) -> tuple[int, int]:

@@ -28,10 +28,10 @@ FN real control_of(const World& w, const Scratch& S, int u, bool& fresh) {
   return target;
 }
 
-// Generalized forces but those of constraints: actuators, springs, dampers, applied forces, less the bias. slope[i] is
+// Generalized forces but those of constraints: actuators, springs, dampers, applied forces, less the bias (S.vector).
+// slope[i] is
 // the derivative of dof i's force by its own velocity, which implicit integration needs (MuJoCo: mjd_smooth_vel).
-FN void smooth_forces(const World& w, Scratch& S, bool last, const Per<real, NV>& bias, Per<real, NV>& force,
-                      Per<real, NV>& slope) {
+FN void smooth_forces(const World& w, Scratch& S, bool last, Per<real, NV>& force, Per<real, NV>& slope) {
 #if NU
   bool fresh = false;
 #if LINE
@@ -42,6 +42,7 @@ FN void smooth_forces(const World& w, Scratch& S, bool last, const Per<real, NV>
   EACH(u, NU) {
     real ctrl = control_of(w, S, u, fresh);
     if (last && w.arrays[A_CTRL]) live<real>(w, A_CTRL, NU)[u] = ctrl;
+    if (!(magnitude(ctrl) <= R(1e10))) S.failed = 1;
     if (actuator_ctrllimited(w)[u]) {
       ctrl = clamp_to(ctrl, actuator_ctrlrange(w)[2 * u], actuator_ctrlrange(w)[2 * u + 1]);
     }
@@ -82,7 +83,7 @@ FN void smooth_forces(const World& w, Scratch& S, bool last, const Per<real, NV>
     }
 #endif
     if (last && w.arrays[A_QFRC_ACTUATOR]) live<real>(w, A_QFRC_ACTUATOR, NV)[i] = f;
-    f -= bias[i] + dof_damping(w)[i] * S.qvel[i];
+    f -= S.vector[i] + dof_damping(w)[i] * S.qvel[i];
 #if STIFFNESS
     if (dof_scalar(w)[i]) {
       int a = dof_qpos(w)[i];

@@ -99,7 +99,9 @@ FN bool near(const World& w, const Scratch& S, int pair) {
 }
 
 // Fills S.contact; returns how many there are, which may be more than NCON, of which the first NCON are kept.
-FN int collide(const World& w, Scratch& S) {
+STAGE int collide(World w, Scratch& S) {
+  IN_SCRATCH(S);
+  IN_GLOBAL(w);
   int ncon = 0;
 #if NG
   place_geoms(w, S);

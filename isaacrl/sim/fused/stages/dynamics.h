@@ -1,15 +1,18 @@
 // Velocities, inertias and sums over trees (Featherstone 2008, chapters 5 and 6; MuJoCo: mj_comVel, mj_rne, mj_crb).
 #pragma once
 
-// x becomes its sum over each dof and the dofs above it, in S.chain as well. Pointer doubling.
-FN void sum_along_chains(const World& w, Scratch& S, Per<spatial, NV>& x) {
-  sync();
-  EACH(i, NV) store_spatial(S.chain[i], x[i]);
+// Each row of S.chain becomes its sum over that dof and the dofs above it. Pointer doubling.
+STAGE void sum_along_chains(World w, Scratch& S) {
+  IN_SCRATCH(S);
+  IN_GLOBAL(w);
+  Per<spatial, NV> x;
+  Per<int, NV> up;
+  EACH(i, NV) up[i] = dof_words(w, i).c, x[i] = load_spatial(S.chain[i]);
   UNROLL for (int k = 0; k < DOF_ROUNDS; k++) {
     sync();
     EACH(i, NV) {
-      int up = dof_up(w)[k * NV + i];
-      if (up >= 0) x[i] = x[i] + load_spatial(S.chain[up]);
+      int above = k < 4 ? byte_of(up[i], k) : dof_up(w)[k * NV + i];
+      if (above != 255) x[i] = x[i] + load_spatial(S.chain[above]);
     }
     sync();
     EACH(i, NV) store_spatial(S.chain[i], x[i]);
@@ -19,14 +22,15 @@ FN void sum_along_chains(const World& w, Scratch& S, Per<spatial, NV>& x) {
 
 // What S.chain holds for a body: the sum at its last dof; 0 for a body that cannot move.
 FN spatial of_body(const World& w, const Scratch& S, int body) {
-  int last = body_lastdof(w)[body];
-  if (last < 0) return spatial{v3(0, 0, 0), v3(0, 0, 0)};
+  int last = byte_of(body_words(w, body).a, 2);
+  if (last == 255) return spatial{v3(0, 0, 0), v3(0, 0, 0)};
   return load_spatial(S.chain[last]);
 }
 
 // S.sums[b][first .. first + count) becomes its sum over the subtree of b; one lane an element.
 template <int first, int count>
-FN void sum_over_subtrees(Scratch& S) {
+STAGE void sum_over_subtrees(Scratch& S) {
+  IN_SCRATCH(S);
   sync();
   EACH(e, count) {
     real x[NB];
@@ -36,6 +40,12 @@ FN void sum_over_subtrees(Scratch& S) {
     UNROLL for (int b = 1; b < NB; b++) column[b * MATRIX] = x[b];
   }
   sync();
+}
+
+// The summed force of the subtree that dof i moves, along its axis.
+FN real along_axis(const World& w, const Scratch& S, int i) {
+  const real* f = S.sums[byte_of(dof_words(w, i).a, 0)] + WRENCH;
+  return dot(axis_of(S, i), spatial{v3(f), v3(f + 3)});
 }
 
 // A symmetric 6 x 6 matrix maps motion to force: rot-rot (xx yy zz xy xz yz), rot-lin by rows (9), lin-lin (6).
@@ -85,23 +95,28 @@ FN matrix6 body_matrix(real mass, vec3 principal, quat rot, vec3 c) {
   return g;
 }
 
-// Inertias, and the bias force of each dof (gravity, Coriolis, external wrenches): the recursive Newton-Euler
-// algorithm without joint accelerations. velocity: sums along chains of qvel times axis (in S.chain too).
-FN void inertia_and_bias(const World& w, Scratch& S, const Per<spatial, NV>& axis, Per<real, NV>& bias) {
+// Inertias, and the bias force of each dof (gravity, Coriolis, external wrenches) to S.vector: the recursive
+// Newton-Euler algorithm without joint accelerations. S.chain has the sums of velocities along chains.
+STAGE void inertia_and_bias(World w, Scratch& S) {
+  IN_SCRATCH(S);
+  IN_GLOBAL(w);
   Per<spatial, NV> swept;  // cdof_dot qvel
   Per<spatial, NB> moving;
   EACH(b, NB) moving[b] = of_body(w, S, b);
   EACH(i, NV) {
-    spatial v = load_spatial(S.chain[dof_motion_source(w)[i]]);
-    swept[i] = (dof_kind(w)[i] == AXIS_WORLD ? R(0) : S.qvel[i]) * cross_motion(v, axis[i]);
+    words dof = dof_words(w, i);
+    spatial v = load_spatial(S.chain[byte_of(dof.b, 2)]);
+    swept[i] = ((dof.b & 15) == AXIS_WORLD ? R(0) : S.qvel[i]) * cross_motion(v, axis_of(S, i));
   }
-  sum_along_chains(w, S, swept);
+  sync();
+  EACH(i, NV) store_spatial(S.chain[i], swept[i]);
+  sum_along_chains(w, S);
   const real* wrenches = live<const real>(w, A_XFRC, 6 * NB);
   vec3 gravity = v3(opt_gravity(w));
   EACH(b, NB) {
     real mass = body_mass(w)[b];
     quat rot = orientation_of(S, b);
-    vec3 c = position_of(S, b) + rotate(rot, v3(body_ipos(w) + 3 * b)) - reference_of(w, S, b);
+    vec3 c = position_of(S, b) + rotate(rot, v3(body_ipos(w) + 3 * b)) - v3(S.pose[byte_of(body_words(w, b).a, 1)]);
     matrix6 g = body_matrix(mass, v3(body_inertia(w) + 3 * b), product(rot, q4(body_iquat(w) + 4 * b)), c);
     spatial v = moving[b], a = of_body(w, S, b);
     a.lin = a.lin - gravity;
@@ -114,28 +129,26 @@ FN void inertia_and_bias(const World& w, Scratch& S, const Per<spatial, NV>& axi
       vec3 push = v3(wrenches + 6 * b), twist = v3(wrenches + 6 * b + 3);
       f = f - spatial{twist + cross(c, push), push};
     }
-    UNROLL for (int k = 0; k < WRENCH; k++) S.inertia[b][k] = g.m[k];
+    UNROLL for (int k = 0; k < 20; k += 4) store4(S.inertia[b] + k, g.m[k], g.m[k + 1], g.m[k + 2], g.m[k + 3]);
+    S.inertia[b][20] = g.m[20];
     real* out = S.sums[b] + WRENCH;
     store(out, f.rot), store(out + 3, f.lin);
   }
   sum_over_subtrees<WRENCH, 6>(S);
-  EACH(i, NV) {
-    const real* f = S.sums[dof_body(w)[i]] + WRENCH;
-    bias[i] = dot(axis[i], spatial{v3(f), v3(f + 3)});
-  }
+  EACH(i, NV) S.vector[i] = along_axis(w, S, i);
+  sync();
 }
 
-// out = M x, from S.chain, the sums of x along chains (MuJoCo: mj_mulM).
-FN void times_inertia(const World& w, Scratch& S, const Per<spatial, NV>& axis, const Per<real, NV>& x, Per<real, NV>& out) {
-  sync();
+// M x without armature to S.vector, from S.chain, the sums of x along chains (MuJoCo: mj_mulM).
+STAGE void times_inertia(World w, Scratch& S) {
+  IN_SCRATCH(S);
+  IN_GLOBAL(w);
   EACH(b, NB) {
     spatial f = times(load_matrix(S.inertia[b]), of_body(w, S, b));
     real* o = S.sums[b] + WRENCH;
     store(o, f.rot), store(o + 3, f.lin);
   }
   sum_over_subtrees<WRENCH, 6>(S);
-  EACH(i, NV) {
-    const real* f = S.sums[dof_body(w)[i]] + WRENCH;
-    out[i] = dot(axis[i], spatial{v3(f), v3(f + 3)}) + dof_armature(w)[i] * x[i];
-  }
+  EACH(i, NV) S.vector[i] = along_axis(w, S, i);
+  sync();
 }

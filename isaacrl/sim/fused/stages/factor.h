@@ -72,10 +72,10 @@ FN void gauss_jordan(Scratch& S, Per<Row, NR>& H, Per<real, NR>& x) {
       }
       UNROLL for (int q = (k + 2) / 4 * 4; q < NROW; q += 4) {
         four t = load4(first + q), u = load4(second + q);
-        if (q > k + 1 && q < NR) H[i].v[q] -= f0 * t.x + f1 * u.x;
-        if (q + 1 > k + 1 && q + 1 < NR) H[i].v[q + 1] -= f0 * t.y + f1 * u.y;
-        if (q + 2 > k + 1 && q + 2 < NR) H[i].v[q + 2] -= f0 * t.z + f1 * u.z;
-        if (q + 3 > k + 1 && q + 3 < NR) H[i].v[q + 3] -= f0 * t.w + f1 * u.w;
+        if (q > k + 1 && q < NR) H[i].v[q] = H[i].v[q] - f0 * t.x - f1 * u.x;
+        if (q + 1 > k + 1 && q + 1 < NR) H[i].v[q + 1] = H[i].v[q + 1] - f0 * t.y - f1 * u.y;
+        if (q + 2 > k + 1 && q + 2 < NR) H[i].v[q + 2] = H[i].v[q + 2] - f0 * t.z - f1 * u.z;
+        if (q + 3 > k + 1 && q + 3 < NR) H[i].v[q + 3] = H[i].v[q + 3] - f0 * t.w - f1 * u.w;
       }
     }
   }

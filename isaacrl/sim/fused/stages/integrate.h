@@ -1,15 +1,12 @@
 // Integration: semi-implicit in the positions (MuJoCo: mj_EulerSkip, mj_implicitSkip, mj_integratePos).
 #pragma once
 
-FN void integrate(const World& w, Scratch& S, const Per<real, NV>& acceleration, const Per<real, NV>& a) {
-  sync();
-  EACH(i, NV) {
-    S.qvel[i] += TIMESTEP * acceleration[i];
-    S.warm[i] = a[i];
-  }
-  sync();
+// Positions by the new velocities.
+STAGE void integrate_positions(World w, Scratch& S) {
+  IN_SCRATCH(S);
+  IN_GLOBAL(w);
   EACH(j, NJ) {
-    int type = jnt_type(w)[j], adr = jnt_qposadr(w)[j], dof = jnt_dofadr(w)[j];
+    int packed = jnt_packed(w)[j], type = packed & 3, adr = packed >> 2, dof = jnt_dofadr(w)[j];
     if (type == SLIDE || type == HINGE) {
       S.qpos[adr] += TIMESTEP * S.qvel[dof];
       continue;
@@ -25,4 +22,14 @@ FN void integrate(const World& w, Scratch& S, const Per<real, NV>& acceleration,
     S.qpos[adr] = q.w, S.qpos[adr + 1] = q.x, S.qpos[adr + 2] = q.y, S.qpos[adr + 3] = q.z;
   }
   sync();
+}
+
+FN void integrate(const World& w, Scratch& S, const Per<real, NV>& acceleration, const Per<real, NV>& a) {
+  sync();
+  EACH(i, NV) {
+    S.qvel[i] += TIMESTEP * acceleration[i];
+    S.warm[i] = a[i];
+  }
+  sync();
+  integrate_positions(w, S);
 }

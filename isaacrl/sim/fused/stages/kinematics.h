@@ -9,7 +9,7 @@ enum { AXIS_HINGE = 0, AXIS_SLIDE = 1, AXIS_WORLD = 2, AXIS_BODY = 3 };  // what
 
 // Moves (pos, rot), a body's pose in its parent's frame, by joint j.
 FN void apply_joint(const World& w, Scratch& S, int j, vec3& pos, quat& rot) {
-  int type = jnt_type(w)[j], adr = jnt_qposadr(w)[j];
+  int packed = jnt_packed(w)[j], type = packed & 3, adr = packed >> 2;
   if (type == FREE) {  // the tree's origin is the body itself
     pos = v3(0, 0, 0), rot = normalized(q4(S.qpos + adr + 3));
     return;
@@ -26,10 +26,15 @@ FN void apply_joint(const World& w, Scratch& S, int j, vec3& pos, quat& rot) {
   pos = anchor - rotate(rot, own_anchor);
 }
 
-FN void kinematics(const World& w, Scratch& S) {
+STAGE void kinematics(World w, Scratch& S) {
+  IN_SCRATCH(S);
+  IN_GLOBAL(w);
   Per<vec3, NB> pos;
   Per<quat, NB> rot;
+  Per<int, NB> up;
   EACH(b, NB) {
+    words body = body_words(w, b);
+    up[b] = body.c;
     pos[b] = v3(body_pos(w) + 3 * b), rot[b] = q4(body_quat(w) + 4 * b);
 #if NMOCAP
     int mocap = body_mocapid(w)[b];
@@ -38,17 +43,17 @@ FN void kinematics(const World& w, Scratch& S) {
       rot[b] = normalized(q4(live<const real>(w, A_MOCAP_QUAT, 4 * NMOCAP) + 4 * mocap));
     }
 #endif
-    int first = body_jntadr(w)[b], number = body_jntnum(w)[b];
-    ROLLED for (int k = 0; k < MAX_JOINTS; k++) if (k < number) apply_joint(w, S, first + k, pos[b], rot[b]);
+    int first = body.b & 0xffff, number = byte_of(body.a, 3);
+    ROLLED for (int k = 0; k < number; k++) apply_joint(w, S, first + k, pos[b], rot[b]);
     store4(S.pose[b], pos[b].x, pos[b].y, pos[b].z, 0), store4(S.pose[b] + 4, rot[b].w, rot[b].x, rot[b].y, rot[b].z);
   }
   UNROLL for (int k = 0; k < BODY_ROUNDS; k++) {
     sync();
     EACH(b, NB) {
-      int up = body_up(w)[k * NB + b];
-      quat above = orientation_of(S, up);
-      pos[b] = position_of(S, up) + rotate(above, pos[b]);
-      rot[b] = product(above, rot[b]);
+      int above = k < 4 ? byte_of(up[b], k) : body_up(w)[k * NB + b];
+      quat turn = orientation_of(S, above);
+      pos[b] = position_of(S, above) + rotate(turn, pos[b]);
+      rot[b] = product(turn, rot[b]);
     }
     sync();
     EACH(b, NB) {
@@ -57,28 +62,29 @@ FN void kinematics(const World& w, Scratch& S) {
     }
   }
   sync();
-}
 
-// Each dof's axis about the tree's reference point.
-FN void dof_axes(const World& w, Scratch& S, Per<spatial, NV>& axis) {
+  // Each dof's axis about the tree's reference point.
   EACH(i, NV) {
-    int body = dof_body(w)[i], kind = dof_kind(w)[i], e = dof_axis(w)[i];
-    bool jointed = kind == AXIS_HINGE || kind == AXIS_SLIDE;
-    int frame = jointed ? body_parent(w)[body] : body;  // the joint's axis is in the parent's frame
-    quat rot = orientation_of(S, frame);
+    words dof = dof_words(w, i);
+    int frame = byte_of(dof.a, 1), kind = dof.b & 15, e = (dof.b >> 4) & 3;
+    quat turn = orientation_of(S, frame);  // of the parent where a joint has its axis there
     vec3 direction = v3(e == 0, e == 1, e == 2), anchor = position_of(S, frame);
-    if (jointed) {
-      const real* joint = S.joint[dof_jnt(w)[i]];
-      direction = rotate(rot, v3(joint)), anchor = anchor + rotate(rot, v3(joint + 4));
+    const real* joint = S.joint[byte_of(dof.a, 3)];
+    if (kind == AXIS_HINGE || kind == AXIS_SLIDE) {
+      direction = rotate(turn, v3(joint)), anchor = anchor + rotate(turn, v3(joint + 4));
     } else if (kind == AXIS_BODY) {
-      direction = rotate(rot, direction);
-      if (dof_is_ball(w)[i]) anchor = position_of(S, body_parent(w)[body]) +
-          rotate(orientation_of(S, body_parent(w)[body]), v3(S.joint[dof_jnt(w)[i]] + 4));
+      direction = rotate(turn, direction);
+      if ((dof.b >> 8) & 1) {  // a ball joint
+        int parent = body_parent(w)[byte_of(dof.a, 0)];
+        anchor = position_of(S, parent) + rotate(orientation_of(S, parent), v3(joint + 4));
+      }
     }
-    axis[i] = kind == AXIS_SLIDE || kind == AXIS_WORLD
-                  ? spatial{v3(0, 0, 0), direction}
-                  : spatial{direction, cross(direction, reference_of(w, S, body) - anchor)};
-    store_spatial(S.motion[i], axis[i]);
+    vec3 reference = v3(S.pose[byte_of(dof.a, 2)]);
+    store_spatial(S.motion[i], kind == AXIS_SLIDE || kind == AXIS_WORLD
+                                   ? spatial{v3(0, 0, 0), direction}
+                                   : spatial{direction, cross(direction, reference - anchor)});
   }
   sync();
 }
+
+FN spatial axis_of(const Scratch& S, int dof) { return load_spatial(S.motion[dof]); }

@@ -47,6 +47,7 @@ struct ALIGNED Scratch {
   ALIGNED real inertia[NB][MATRIX];   // each body's spatial inertia about the reference point
   union {
     ALIGNED real joint[AT_LEAST_ONE(NJ)][8];  // axis and anchor in the parent's frame: kinematics alone
+    int candidate[AT_LEAST_ONE(NPAIR)];       // pairs that may touch: collision alone
     ALIGNED real sums[NB][MATRIX];            // sums over the subtree of each body
   };
   ALIGNED real contact[AT_LEAST_ONE(NCON)][RECORD];
@@ -58,7 +59,7 @@ struct ALIGNED Scratch {
   ALIGNED real pivot[2][2 * NROW];
   ALIGNED real row[NPAIR_MOVING + BALL_LIMITS > 0 ? MAXDIM : 1][NH];  // rows of J of one contact between two moving bodies
   real vector[PADDED(NV)];
-  int candidate[AT_LEAST_ONE(NPAIR)];
+  int failed;  // not 0: a control is not a number
 #if PROFILE
   unsigned clock, ticks[16];
 #endif
@@ -90,6 +91,14 @@ FN void store_clock(const World& w, Scratch& S) {
 #define START_CLOCK(S)
 #define STORE_CLOCK(w, S)
 #endif
+
+// Packed tables (tables.py): what a stage must know of a body or a dof, in one load of four integers.
+struct ALIGNED_INT words {
+  int a, b, c, d;
+};
+FN words body_words(const World& w, int body) { return ((const words*)body_packed(w))[body]; }
+FN words dof_words(const World& w, int dof) { return ((const words*)dof_packed(w))[dof]; }
+FN int byte_of(int word, int k) { return (word >> (8 * k)) & 255; }
 
 // Where the positions of a body's tree are counted from: the base of a free tree, else the world's origin. Far from the
 // world's origin float32 has no millimetres, so only differences are ever formed of these.

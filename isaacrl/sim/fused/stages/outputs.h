@@ -89,7 +89,9 @@ FN void write_actuators(const World& w, Scratch& S) {
 }
 
 // Everything that derives from positions and velocities. S.chain: sums of velocities.
-FN void write_state_outputs(const World& w, Scratch& S) {
+STAGE void write_state_outputs(World w, Scratch& S) {
+  IN_SCRATCH(S);
+  IN_GLOBAL(w);
   write_bodies(w, S);
   write_geoms_and_sites(w, S);
   write_actuators(w, S);

@@ -64,6 +64,8 @@ FN void sense_frame(const World& w, const Scratch& S, const int* s, real* out) {
 #endif
 
 #if SENSE_COMS
+FN void centers_of_mass(const World& w, Scratch& S);  // see outputs.h
+FN vec3 center_of_mass(const World& w, const Scratch& S, int body);
 // S.sums: of masses and of masses times positions. The world's own subtree is made of trees with origins of their own.
 FN vec3 center_in_world(const World& w, const Scratch& S, int body) {
   if (body) return origin_of(w, S, body) + center_of_mass(w, S, body);
@@ -113,27 +115,23 @@ FN void write_state_sensors(const World& w, Scratch& S) {
 // --- of the last physics step ----------------------------------------------------------------------------------------
 
 #if SENSE_ACCELEROMETERS
-// Of sites, in their own axes, less gravity's. Body accelerations: sums of cdof_dot qvel + cdof qacc along chains.
-FN void sense_accelerations(const World& w, Scratch& S, const Problem& P, real* out) {
-  Per<spatial, NV> x;
-  Per<spatial, SENSE_ACCELEROMETERS> velocity;
-  EACH(i, NV) x[i] = S.qvel[i] * P.axis[i];
-  sum_along_chains(w, S, x);
-  EACH(k, SENSE_ACCELEROMETERS) velocity[k] = of_body(w, S, site_bodyid(w)[accelerometer(w)[2 * k + 1]]);
-  EACH(i, NV) {
-    spatial v = load_spatial(S.chain[dof_motion_source(w)[i]]);
-    x[i] = P.a[i] * P.axis[i];
-    if (dof_kind(w)[i] != AXIS_WORLD) x[i] = x[i] + S.qvel[i] * cross_motion(v, P.axis[i]);
+// Of a site, in its own axes, less gravity's. The body's acceleration is the sum of cdof_dot qvel + cdof qacc over the
+// dofs above it, from the root on; S.vector: qacc. Motions of the dofs of one rotation turn with all of them, and a
+// motion does not turn itself, so velocity is that of the joints before.
+FN vec3 sense_acceleration(const World& w, const Scratch& S, int site) {
+  Frame f = frame_of(w, S, OF_SITE, site);
+  int last = body_lastdof(w)[f.body];
+  spatial velocity = {v3(0, 0, 0), v3(0, 0, 0)}, own = velocity, a = {v3(0, 0, 0), -v3(opt_gravity(w))};
+  ROLLED for (int d = last < 0 ? -1 : dof_depth(w)[last]; d >= 0; d--) {
+    int i = d ? dof_above(w)[(d - 1) * NV + last] : last, kind = dof_kind(w)[i];
+    spatial axis = load_spatial(S.motion[i]), m = S.qvel[i] * axis;
+    if (kind != AXIS_BODY || dof_axis(w)[i] == 0) velocity = velocity + own, own = spatial{v3(0, 0, 0), v3(0, 0, 0)};
+    if (kind != AXIS_WORLD) a = a + cross_motion(velocity, m);
+    own = own + m, a = a + S.vector[i] * axis;
   }
-  sum_along_chains(w, S, x);
-  EACH(k, SENSE_ACCELEROMETERS) {
-    const int* s = accelerometer(w) + 2 * k;
-    Frame f = frame_of(w, S, OF_SITE, s[1]);
-    spatial v = velocity[k], a = of_body(w, S, f.body);
-    vec3 arm = arm_of(w, S, f);
-    vec3 felt = a.lin + cross(a.rot, arm) - v3(opt_gravity(w)) + cross(v.rot, v.lin + cross(v.rot, arm));
-    store(out + s[0], rotate(conjugate(f.rot), felt));
-  }
+  velocity = velocity + own;
+  vec3 arm = arm_of(w, S, f), spin = velocity.rot;
+  return rotate(conjugate(f.rot), a.lin + cross(a.rot, arm) + cross(spin, velocity.lin + cross(spin, arm)));
 }
 #endif
 
@@ -207,21 +205,22 @@ FN bool meets_ball(vec3 p, vec3 d, real radius) {
   narrow(dot(d, d), dot(d, p), dot(p, p) - radius * radius, low, high);
   return low <= high;
 }
+enum { ZONE_SPHERE = 2, ZONE_CAPSULE, ZONE_ELLIPSOID, ZONE_CYLINDER, ZONE_BOX };  // mjtGeom
 // Whether the ray from p along d meets a site's shape, or begins in it.
 FN bool meets(int shape, vec3 p, vec3 d, const real* size) {
   real low = 0, high = R(1e30);
-  if (shape == 2) return meets_ball(p, d, size[0]);  // mjtGeom
-  if (shape == 4) {                                  // ellipsoid
+  if (shape == ZONE_SPHERE) return meets_ball(p, d, size[0]);
+  if (shape == ZONE_ELLIPSOID) {
     vec3 s = v3(1 / size[0], 1 / size[1], 1 / size[2]);
     return meets_ball(v3(s.x * p.x, s.y * p.y, s.z * p.z), v3(s.x * d.x, s.y * d.y, s.z * d.z), 1);
   }
-  between(p.z, d.z, shape == 6 ? size[2] : size[1], low, high);
-  if (shape == 6) {  // box
+  between(p.z, d.z, shape == ZONE_BOX ? size[2] : size[1], low, high);
+  if (shape == ZONE_BOX) {
     between(p.x, d.x, size[0], low, high), between(p.y, d.y, size[1], low, high);
     return low <= high;
   }
   narrow(d.x * d.x + d.y * d.y, p.x * d.x + p.y * d.y, p.x * p.x + p.y * p.y - size[0] * size[0], low, high);
-  if (low <= high || shape == 5) return low <= high;  // cylinder
+  if (low <= high || shape == ZONE_CYLINDER) return low <= high;
   vec3 end = v3(0, 0, size[1]);
   return meets_ball(p - end, d, size[0]) || meets_ball(p + end, d, size[0]);
 }
@@ -262,7 +261,12 @@ FN void write_force_sensors(const World& w, Scratch& S, const Problem& P) {
   real* out = live<real>(w, A_SENSORDATA, NSENSORDATA);
   if (!out) return;
 #if SENSE_ACCELEROMETERS
-  sense_accelerations(w, S, P, out);
+  EACH(i, NV) S.vector[i] = P.a[i];
+  sync();
+  EACH_OF_MANY(k, SENSE_ACCELEROMETERS) {
+    const int* s = accelerometer(w) + 2 * k;
+    store(out + s[0], sense_acceleration(w, S, s[1]));
+  }
 #endif
 #if SENSE_CONTACTS + SENSE_TOUCHES
   share_forces(S, P);

@@ -9,7 +9,6 @@
 #pragma once
 
 struct Problem {
-  Per<spatial, NV> axis;   // of each dof
   Per<real, NV> force;     // generalized forces without constraints
   Per<real, NV> slope;     // their derivative by the dof's velocity
   Per<Dof, NV> dof;        // limits and friction loss
@@ -99,7 +98,8 @@ FN void share_of(const World& w, const Scratch& S, const real* c, const Response
 }
 
 // S.sums: the inertia of each body and the matrices and forces of its first ncon contacts, summed over subtrees.
-FN void gather_shares(const World& w, Scratch& S, int ncon) {
+STAGE void gather_shares(Scratch& S, int ncon) {
+  IN_SCRATCH(S);
   sync();
   EACH(e, WRENCH + 6) {
     real* column = &S.sums[0][e];
@@ -125,19 +125,28 @@ FN void gather_shares(const World& w, Scratch& S, int ncon) {
 
 // --- the Hessian -----------------------------------------------------------------------------------------------------
 
-// H of all that acts on one body (composite rigid bodies: H_ij = axis_j . G axis_i for j above i), plus the diagonal.
-FN void assemble(const World& w, Scratch& S, const Per<spatial, NV>& axis, const Per<real, NV>& diagonal) {
+// H of all that acts on one body (composite rigid bodies: H_ij = axis_j . G axis_i for j above i), plus the diagonal,
+// which S.vector has.
+STAGE void assemble(World w, Scratch& S) {
+  IN_SCRATCH(S);
+  IN_GLOBAL(w);
   Per<spatial, NV> f;
-  EACH(i, NV) f[i] = times(load_matrix(S.sums[dof_body(w)[i]]), axis[i]);
-  sync();  // the Hessian takes the place of the contacts' shares
-  EACH(i, NV) UNROLL for (int q = 0; q < NH; q += 4) store4(S.hessian[i] + q, 0, 0, 0, 0);
+  EACH(i, NV) {
+    f[i] = times(load_matrix(S.sums[byte_of(dof_words(w, i).a, 0)]), axis_of(S, i));
+    UNROLL for (int q = 0; q < NH; q += 4) store4(S.hessian[i] + q, 0, 0, 0, 0);
+  }
   sync();
   EACH(i, NV) {
-    S.hessian[i][i] = dot(axis[i], f[i]) + diagonal[i];
-    int depth = dof_depth(w)[i];
-    ROLLED for (int d = 0; d < depth; d++) {
-      int j = dof_above(w)[d * NV + i];
-      S.hessian[i][j] = S.hessian[j][i] = dot(load_spatial(S.motion[j]), f[i]);
+    int depth = byte_of(dof_words(w, i).b, 3);
+    S.hessian[i][i] = dot(axis_of(S, i), f[i]) + S.vector[i];
+    UNROLL for (int q = 0; q < DEPTH_WORDS; q++) {
+      int above = dof_above(w)[q * NV + i];
+      UNROLL for (int d = 0; d < 4; d++) {
+        if (4 * q + d < depth) {
+          int j = byte_of(above, d);
+          S.hessian[i][j] = S.hessian[j][i] = dot(axis_of(S, j), f[i]);
+        }
+      }
     }
   }
   sync();
@@ -145,13 +154,16 @@ FN void assemble(const World& w, Scratch& S, const Per<spatial, NV>& axis, const
 
 #if NPAIR_MOVING + BALL_LIMITS > 0
 // J of a contact between two moving bodies to S.row.
-FN void write_rows(const World& w, Scratch& S, const Per<spatial, NV>& axis, const real* c) {
+STAGE void write_rows(World w, Scratch& S, const real* c) {
+  IN_SCRATCH(S);
+  IN_GLOBAL(w);
   int body = (int)c[C_BODY], other = (int)c[C_OTHER];
   vec3 n = v3(c + C_NORMAL), t = v3(c + C_TANGENT), s = cross(n, t), p = v3(c + C_POS), p_other = seen_from_other(w, S, c);
   EACH(i, NV) {
     bool mine = (body_dofs(w)[2 * body + i / 32] >> (i % 32)) & 1, theirs = (body_dofs(w)[2 * other + i / 32] >> (i % 32)) & 1;
     real sign = R((mine ? 1 : 0) - (theirs ? 1 : 0));
-    vec3 rot = sign * axis[i].rot, lin = sign * (axis[i].lin + cross(axis[i].rot, theirs ? p_other : p));
+    spatial axis = axis_of(S, i);
+    vec3 rot = sign * axis.rot, lin = sign * (axis.lin + cross(axis.rot, theirs ? p_other : p));
     S.row[0][i] = BALL_LIMITS && dim_of(c) == 0 ? dot(n, rot) : dot(n, lin);
 #if MAXDIM > 1
     S.row[1][i] = dot(t, lin), S.row[2][i] = dot(s, lin);
@@ -169,29 +181,26 @@ FN void write_rows(const World& w, Scratch& S, const Per<spatial, NV>& axis, con
 
 // --- the line search -------------------------------------------------------------------------------------------------
 
-FN void cost_along(const World& w, Scratch& S, const Problem& P, const Per<real, NV>& v, const Per<Rows, NCON>& jv, real t,
-                   real& cost, real& first, real& second) {
-  cost = first = second = 0;
-  EACH_OF(c, P.ncon, NCON) add_cost(S.contact[c], P.x[c], jv[c], t, cost, first, second);
-#if LIMITS || LOSSES
-  EACH(i, NV) add_cost(w, i, P.dof[i], v[i], t, cost, first, second);
-#endif
-  first = across(first), second = across(second);
-}
-
 // The minimum along v, and by how much the cost falls. Newton's method between brackets.
 FN real search(const World& w, Scratch& S, const Problem& P, const Per<real, NV>& v, const Per<real, NV>& Mv,
                const Per<Rows, NCON>& jv, real& gain) {
-  real g = 0, h = 0, square = 0;
+  real g = 0, h = 0, square = 0;  // slope and curvature of the smooth part at 0
   EACH(i, NV) g += v[i] * (P.Ma[i] - P.force[i]), h += v[i] * Mv[i], square += v[i] * v[i];
   g = across(g), h = across(h), square = across(square);
-  real cost0, cost, first, second;
-  cost_along(w, S, P, v, jv, 0, cost0, first, second);
-  real start = first + g, enough = TOLERANCE * R(0.01) * root(square) / SCALE + R(sizeof(real) == 4 ? 2e-6 : 1e-14) * magnitude(start);
-  real t = 1, low = 0, high = -1;
+  real t = 0, low = 0, high = -1, cost0 = 0, cost = 0, enough = 0;
   ROLLED for (int k = 0; k < 50; k++) {
-    cost_along(w, S, P, v, jv, t, cost, first, second);
-    first += g + t * h, second += h;
+    real first = 0, second = 0;
+    cost = 0;
+    EACH_OF(c, P.ncon, NCON) add_cost(S.contact[c], P.x[c], jv[c], t, cost, first, second);
+#if LIMITS || LOSSES
+    EACH(i, NV) add_cost(w, i, P.dof[i], v[i], t, cost, first, second);
+#endif
+    first = across(first) + g + t * h, second = across(second) + h;
+    if (k == 0) {
+      cost0 = cost, t = 1;
+      enough = TOLERANCE * R(0.01) * root(square) / SCALE + R(sizeof(real) == 4 ? 2e-6 : 1e-14) * magnitude(first);
+      continue;
+    }
     if (magnitude(first) <= enough || !(second > 0)) break;
     if (first < 0) low = t;
     else high = t;
@@ -248,7 +257,7 @@ FN void add_pair(Scratch& S, const real* c, Per<Row, NR>& H) {
 #endif
 
 // Solves H x = b in place; S.hessian has what acts on single bodies. ncon: contacts between moving bodies among these.
-FN void solve_rows(const World& w, Scratch& S, const Per<spatial, NV>& axis, int ncon, Per<real, NV>& x) {
+FN void solve_rows(const World& w, Scratch& S, int ncon, Per<real, NV>& x) {
   Per<Row, NR> H;
   Per<real, NR> y;
   if (NV > NR) {
@@ -265,7 +274,7 @@ FN void solve_rows(const World& w, Scratch& S, const Per<spatial, NV>& axis, int
   ROLLED for (int k = 0; k < ncon; k++) {
     const real* c = S.contact[k];
     if (c[C_OTHER] == 0 || c[C_HESSIAN] == 0) continue;
-    write_rows(w, S, axis, c);
+    write_rows(w, S, c);
     add_pair(S, c, H);
   }
 #endif
@@ -315,11 +324,12 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
     {  // a += t x
       Per<real, NV> Mx;
       Per<Rows, NCON> jv;
-      Per<spatial, NV> along;
-      EACH(i, NV) along[i] = x[i] * P.axis[i];
-      sum_along_chains(w, S, along);
+      sync();
+      EACH(i, NV) store_spatial(S.chain[i], x[i] * axis_of(S, i));
+      sum_along_chains(w, S);
       EACH_OF(c, P.ncon, NCON) jv[c] = motion_of(w, S, S.contact[c]);
-      times_inertia(w, S, P.axis, x, Mx);
+      times_inertia(w, S);
+      EACH(i, NV) Mx[i] = S.vector[i] + dof_armature(w)[i] * x[i];
       MARK(S, 5);
       real t = 1;
       if (P.iterations >= 0) {
@@ -353,7 +363,7 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
         UNROLL for (int k = 0; k < TRIANGLE; k++) S.contact[c][C_HESSIAN + k] = r.hessian[k];
 #endif
       }
-      gather_shares(w, S, ncon);
+      gather_shares(S, ncon);
       real square = 0;
       EACH(i, NV) {
         diagonal[i] = dof_armature(w)[i];
@@ -363,8 +373,7 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
         } else {
           real f, h;
           respond(w, i, P.dof[i], f, h, dof_zone[i]);
-          const real* wrench = S.sums[dof_body(w)[i]] + WRENCH;
-          x[i] = P.force[i] + f + dot(P.axis[i], spatial{v3(wrench), v3(wrench + 3)}) - P.Ma[i];
+          x[i] = P.force[i] + f + along_axis(w, S, i) - P.Ma[i];
           diagonal[i] += h;
           square += x[i] * x[i];
         }
@@ -376,9 +385,10 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
     }
     MARK(S, 7);
     if (finishing && !IMPLICIT) break;
-    assemble(w, S, P.axis, diagonal);
+    EACH(i, NV) S.vector[i] = diagonal[i];
+    assemble(w, S);
     MARK(S, 8);
-    solve_rows(w, S, P.axis, finishing ? 0 : P.ncon, x);
+    solve_rows(w, S, finishing ? 0 : P.ncon, x);
     MARK(S, 9);
     if (finishing) break;
   }

@@ -3,7 +3,7 @@
 
 // One physics step; kinematics and velocities (sums along chains in S.chain) are those of the state already.
 FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
-  Per<real, NV> bias, acceleration;
+  Per<real, NV> acceleration;
   int found = collide(w, S);
   P.touching = P.ncon = found < NCON ? found : NCON;
 #if BALL_LIMITS
@@ -19,9 +19,9 @@ FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
     Rows a = reference_acceleration(w, S, S.contact[c]);
     UNROLL for (int k = 0; k < MAXDIM; k++) P.x[c].v[k] = -a.v[k];
   }
-  inertia_and_bias(w, S, P.axis, bias);
+  inertia_and_bias(w, S);
   MARK(S, 3);
-  smooth_forces(w, S, last, bias, P.force, P.slope);
+  smooth_forces(w, S, last, P.force, P.slope);
   begin(w, S, P);
   MARK(S, 4);
   newton(w, S, P, acceleration);
@@ -34,6 +34,7 @@ FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
 FN void load_state(const World& w, Scratch& S) {
   const real *qpos = live<const real>(w, A_QPOS, NQ), *qvel = live<const real>(w, A_QVEL, NV);
   const real* warm = live<const real>(w, A_WARM, NV);
+  EACH(one, 1) S.failed = 0;
   EACH_OF_MANY(i, NQ) S.qpos[i] = qpos[i];
   EACH_OF_MANY(i, NV) S.qvel[i] = qvel[i], S.warm[i] = warm[i];
   sync();
@@ -46,14 +47,16 @@ FN void store_state(const World& w, const Scratch& S) {
 
 FN bool sound(real x) { return magnitude(x) <= R(1e10); }  // mjMAXVAL; a NaN compares as false
 FN bool all_sound(const Scratch& S) {
-  bool bad = false;
+  bool bad = S.failed;
   EACH(i, NQ) bad |= !sound(S.qpos[i]);
   EACH(i, NV) bad |= !sound(S.qvel[i]) || !sound(S.warm[i]);
   return !any(bad);
 }
 
 // A world that failed starts anew, like a reset, and says so.
-FN void start_anew(const World& w, Scratch& S) {
+STAGE void start_anew(World w, Scratch& S) {
+  IN_SCRATCH(S);
+  IN_GLOBAL(w);
   EACH_OF_MANY(i, NQ) S.qpos[i] = qpos0(w)[i];
   EACH_OF_MANY(i, NV) S.qvel[i] = S.warm[i] = 0;
   const int zeroed[] = {A_CTRL, NU, A_QFRC_APPLIED, NV, A_XFRC, 6 * NB, A_QACC, NV, A_QFRC_CONSTRAINT, NV, A_QFRC_SMOOTH, NV,
@@ -74,7 +77,7 @@ FN void finish_state(const World& w, Scratch& S, int substeps) {
   EACH(one, 1) {
     *live<unsigned char>(w, A_NONFINITE, 1) = 0;
     real* time = live<real>(w, A_TIME, 1);
-    *time += R(substeps) * TIMESTEP;
+    ROLLED for (int k = 0; k < substeps; k++) *time += TIMESTEP;  // as single steps would
   }
   sync();
   if (!all_sound(S)) start_anew(w, S);
@@ -94,11 +97,9 @@ FN void step_world(const World& w, Scratch& S, int substeps) {
     }
     if (k == substeps && !w.arrays[A_ANY_POSITION]) break;
     kinematics(w, S);
-    dof_axes(w, S, P.axis);
     if (k == substeps && !w.arrays[A_ANY_VELOCITY]) break;
-    Per<spatial, NV> velocity;
-    EACH(i, NV) velocity[i] = S.qvel[i] * P.axis[i];
-    sum_along_chains(w, S, velocity);
+    EACH(i, NV) store_spatial(S.chain[i], S.qvel[i] * axis_of(S, i));
+    sum_along_chains(w, S);
     MARK(S, 1);
     if (k == substeps) break;
     physics_step(w, S, P, k == substeps - 1);
