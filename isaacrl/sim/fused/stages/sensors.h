@@ -116,17 +116,16 @@ FN void write_state_sensors(const World& w, Scratch& S) {
 
 #if SENSE_ACCELEROMETERS
 // Of a site, in its own axes, less gravity's. The body's acceleration is the sum of cdof_dot qvel + cdof qacc over the
-// dofs above it, from the root on; S.vector: qacc. Motions of the dofs of one rotation turn with all of them, and a
-// motion does not turn itself, so velocity is that of the joints before.
-FN vec3 sense_acceleration(const World& w, const Scratch& S, int site) {
-  Frame f = frame_of(w, S, OF_SITE, site);
-  int last = body_lastdof(w)[f.body];
+// dofs that move it, from the root on; S.vector: qacc. The dofs of one rotation turn with all of it, and a motion does
+// not turn itself, so `velocity` is that of the joints before.
+FN vec3 sense_acceleration(const World& w, const Scratch& S, const int* s) {
+  Frame f = frame_of(w, S, OF_SITE, s[1]);
   spatial velocity = {v3(0, 0, 0), v3(0, 0, 0)}, own = velocity, a = {v3(0, 0, 0), -v3(opt_gravity(w))};
-  ROLLED for (int d = last < 0 ? -1 : dof_depth(w)[last]; d >= 0; d--) {
-    int i = d ? dof_above(w)[(d - 1) * NV + last] : last, kind = dof_kind(w)[i];
+  ROLLED for (int k = s[2]; k < s[2] + s[3]; k++) {
+    int dof = accelerometer_dof(w)[k], i = dof >> 2;  // and two bits: whether its axis is turned; begins a joint
     spatial axis = load_spatial(S.motion[i]), m = S.qvel[i] * axis;
-    if (kind != AXIS_BODY || dof_axis(w)[i] == 0) velocity = velocity + own, own = spatial{v3(0, 0, 0), v3(0, 0, 0)};
-    if (kind != AXIS_WORLD) a = a + cross_motion(velocity, m);
+    if (dof & 2) velocity = velocity + own, own = spatial{v3(0, 0, 0), v3(0, 0, 0)};
+    if (dof & 1) a = a + cross_motion(velocity, m);
     own = own + m, a = a + S.vector[i] * axis;
   }
   velocity = velocity + own;
@@ -138,7 +137,6 @@ FN vec3 sense_acceleration(const World& w, const Scratch& S, int site) {
 #if SENSE_CONTACTS + SENSE_TOUCHES
 // Contact k's force on the second of its two geoms, to S.share[k]: world axes (3), 0, its own rows (3), squared length.
 FN void share_forces(Scratch& S, const Problem& P) {
-  sync();
   EACH_OF(k, P.touching, NCON) {
     const real* c = S.contact[k];
     Response r = respond(c, P.x[k]);
@@ -151,7 +149,6 @@ FN void share_forces(Scratch& S, const Problem& P) {
 #endif
     store4(S.share[k], f.x, f.y, f.z, 0), store4(S.share[k] + 4, rows.x, rows.y, rows.z, dot(f, f));
   }
-  sync();
 }
 #endif
 
@@ -256,28 +253,23 @@ FN real drive_of(const World& w, const Scratch& S, int dof) {
 }
 #endif
 
-// At the end of the last physics step, before its state is integrated.
-FN void write_force_sensors(const World& w, Scratch& S, const Problem& P) {
-  real* out = live<real>(w, A_SENSORDATA, NSENSORDATA);
-  if (!out) return;
+#if NSENSOR_FORCE
+// S.vector: qacc; S.share: the contacts' forces.
+STAGE void sense_forces(World w, Scratch& S, int touching, real* out) {
+  IN_SCRATCH(S);
 #if SENSE_ACCELEROMETERS
-  EACH(i, NV) S.vector[i] = P.a[i];
-  sync();
-  EACH_OF_MANY(k, SENSE_ACCELEROMETERS) {
-    const int* s = accelerometer(w) + 2 * k;
-    store(out + s[0], sense_acceleration(w, S, s[1]));
+  EACH_OF_MANY(i, SENSE_ACCELEROMETERS) {
+    const int* s = accelerometer(w) + 4 * i;
+    store(out + s[0], sense_acceleration(w, S, s));
   }
 #endif
-#if SENSE_CONTACTS + SENSE_TOUCHES
-  share_forces(S, P);
-#endif
 #if SENSE_CONTACTS
-  EACH_OF_MANY(i, SENSE_CONTACTS) sense_contact(w, S, i, P.touching, out);
+  EACH_OF_MANY(i, SENSE_CONTACTS) sense_contact(w, S, i, touching, out);
 #endif
 #if SENSE_TOUCHES
   EACH_OF_MANY(i, SENSE_TOUCHES) {
     const int* s = touch_sensor(w) + 4 * i;
-    out[s[0]] = sense_touch(w, S, s, P.touching);
+    out[s[0]] = sense_touch(w, S, s, touching);
   }
 #endif
 #if SENSE_DRIVES
@@ -291,3 +283,19 @@ FN void write_force_sensors(const World& w, Scratch& S, const Problem& P) {
 #endif
   sync();
 }
+
+// At the end of the last physics step, before its state is integrated.
+FN void write_force_sensors(const World& w, Scratch& S, const Problem& P) {
+  real* out = live<real>(w, A_SENSORDATA, NSENSORDATA);
+  if (!out) return;
+  sync();
+#if SENSE_ACCELEROMETERS
+  EACH(i, NV) S.vector[i] = P.a[i];
+#endif
+#if SENSE_CONTACTS + SENSE_TOUCHES
+  share_forces(S, P);
+#endif
+  sync();
+  sense_forces(w, S, P.touching, out);
+}
+#endif
