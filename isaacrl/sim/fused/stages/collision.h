@@ -99,9 +99,7 @@ FN bool near(const World& w, const Scratch& S, int pair) {
 }
 
 // Fills S.contact; returns how many there are, which may be more than NCON, of which the first NCON are kept.
-STAGE int collide(World w, Scratch& S) {
-  IN_SCRATCH(S);
-  IN_GLOBAL(w);
+FN int collide(const World& w, Scratch& S) {
   int ncon = 0;
 #if NG
   place_geoms(w, S);

@@ -1,18 +1,13 @@
 // Constraints as the solver sees them: joint limits and friction loss, one of each a dof; contacts, each with 1 to
 // MAXDIM rows (normal, two tangents, spin about the normal, roll about the tangents), never the edges of a pyramid.
 //
-// No Jacobian is stored: a row of a contact is a spatial force on a body, and J x the motion of bodies along it.
+// A row of a contact's Jacobian is the motion, along one direction, of what is fixed to one body against another.
 // MuJoCo: mj_makeConstraint, mj_makeImpedance, mj_constraintUpdate; "Computation: Constraint model" in its manual.
 #pragma once
 
 struct Rows {
   real v[MAXDIM];
 };
-FN Rows no_rows() {
-  Rows r;
-  UNROLL for (int k = 0; k < MAXDIM; k++) r.v[k] = 0;
-  return r;
-}
 FN int dim_of(const real* c) { return (int)c[C_DIM]; }  // 0: the limit of a ball joint, one row, a torque
 
 // The contact's place as seen from the reference point of `other`'s tree.
@@ -25,44 +20,61 @@ FN vec3 seen_from_other(const World& w, const Scratch& S, const real* c) {
   return p;
 }
 
-// J x of a contact, where S.chain has the sums of x along chains.
-FN Rows motion_of(const World& w, const Scratch& S, const real* c) {
-  spatial v = of_body(w, S, (int)c[C_BODY]);
-  vec3 lin = v.lin + cross(v.rot, v3(c + C_POS));
-  lin = c[C_SIGN] * lin, v.rot = c[C_SIGN] * v.rot;
-  int other = (int)c[C_OTHER];
-  if (NPAIR_MOVING + BALL_LIMITS > 0 && other) {
-    spatial u = of_body(w, S, other);
-    lin = lin - (u.lin + cross(u.rot, seen_from_other(w, S, c)));
-    v.rot = v.rot - u.rot;
-  }
-  Rows r = no_rows();
-  vec3 n = v3(c + C_NORMAL);
-  r.v[0] = BALL_LIMITS && dim_of(c) == 0 ? dot(n, v.rot) : dot(n, lin);
+// The rows of J of contact k to S.row.
+FN void write_rows(const World& w, Scratch& S, int k) {
+  const real* c = S.contact[k];
+  real(*row)[NH] = &S.row[k * MAXDIM];
+  int body = (int)c[C_BODY], other = (int)c[C_OTHER];
+  vec3 n = v3(c + C_NORMAL), t = v3(c + C_TANGENT), s = cross(n, t), p = v3(c + C_POS), p_other = seen_from_other(w, S, c);
+  real sign = c[C_SIGN];
+  EACH(i, NV) {
+    bool mine = (body_dofs(w)[2 * body + i / 32] >> (i % 32)) & 1, theirs = false;
+    if (NPAIR_MOVING + BALL_LIMITS > 0) theirs = (body_dofs(w)[2 * other + i / 32] >> (i % 32)) & 1;
+    real side = mine == theirs ? R(0) : mine ? sign : R(-1);
+    spatial axis = side * axis_of(S, i);
+    vec3 rot = axis.rot, lin = axis.lin + cross(axis.rot, theirs ? p_other : p);
+    row[0][i] = BALL_LIMITS && dim_of(c) == 0 ? dot(n, rot) : dot(n, lin);
 #if MAXDIM > 1
-  vec3 t = v3(c + C_TANGENT), s = cross(n, t);
-  r.v[1] = dot(t, lin), r.v[2] = dot(s, lin);
+    row[1][i] = dot(t, lin), row[2][i] = dot(s, lin);
 #endif
 #if MAXDIM > 3
-  r.v[3] = dot(n, v.rot);
+    row[3][i] = dot(n, rot);
 #endif
 #if MAXDIM > 4
-  r.v[4] = dot(t, v.rot), r.v[5] = dot(s, v.rot);
+    row[4][i] = dot(t, rot), row[5][i] = dot(s, rot);
 #endif
+  }
+}
+
+// a . b over the dofs; rows of NH reals.
+FN real row_dot(const real* a, const real* b) {
+  real s = 0, t = 0;
+  UNROLL for (int q = 0; q < NH; q += 4) {
+    four x = load4(a + q), y = load4(b + q);
+    s += x.x * y.x, t += x.y * y.y;
+    if (q + 2 < NV) s += x.z * y.z;
+    if (q + 3 < NV) t += x.w * y.w;
+  }
+  return s + t;
+}
+// J x of contact k.
+FN Rows motion_of(const Scratch& S, int k, const real* x) {
+  Rows r;
+  UNROLL for (int j = 0; j < MAXDIM; j++) r.v[j] = row_dot(S.row[k * MAXDIM + j], x);
   return r;
 }
 
-// Of the two tangents it differs only where a <pair> of the model says so.
 FN real friction_of(const real* c, int row) {
   return row == 1 || (row == 2 && !ANISOTROPIC) ? c[C_MU] : c[C_FRICTION + row - 2];
 }
 
-// Reference accelerations, from the velocities (sums along chains in S.chain).
-FN Rows reference_acceleration(const World& w, const Scratch& S, const real* c) {
-  Rows v = motion_of(w, S, c), a;
+// Reference accelerations of contact k.
+FN Rows reference_acceleration(const Scratch& S, int k) {
+  const real* c = S.contact[k];
+  Rows v = motion_of(S, k, S.qvel), a;
   real spring = c[C_AREF], damping = c[C_AREF + 1], damping_friction = ELLIPTIC ? c[C_AREF + 2] : damping;
   a.v[0] = -damping * v.v[0] - spring;
-  UNROLL for (int k = 1; k < MAXDIM; k++) a.v[k] = -damping_friction * v.v[k];
+  UNROLL for (int j = 1; j < MAXDIM; j++) a.v[j] = -damping_friction * v.v[j];
   return a;
 }
 

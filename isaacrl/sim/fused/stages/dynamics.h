@@ -2,9 +2,7 @@
 #pragma once
 
 // Each row of S.chain becomes its sum over that dof and the dofs above it. Pointer doubling.
-STAGE void sum_along_chains(World w, Scratch& S) {
-  IN_SCRATCH(S);
-  IN_GLOBAL(w);
+FN void sum_along_chains(const World& w, Scratch& S) {
   Per<spatial, NV> x;
   Per<int, NV> up;
   EACH(i, NV) up[i] = dof_words(w, i).c, x[i] = load_spatial(S.chain[i]);
@@ -29,8 +27,7 @@ FN spatial of_body(const World& w, const Scratch& S, int body) {
 
 // S.sums[b][first .. first + count) becomes its sum over the subtree of b; one lane an element.
 template <int first, int count>
-STAGE void sum_over_subtrees(Scratch& S) {
-  IN_SCRATCH(S);
+FN void sum_over_subtrees(Scratch& S) {
   sync();
   EACH(e, count) {
     real x[NB];
@@ -97,9 +94,7 @@ FN matrix6 body_matrix(real mass, vec3 principal, quat rot, vec3 c) {
 
 // Inertias, and the bias force of each dof (gravity, Coriolis, external wrenches) to S.vector: the recursive
 // Newton-Euler algorithm without joint accelerations. S.chain has the sums of velocities along chains.
-STAGE void inertia_and_bias(World w, Scratch& S) {
-  IN_SCRATCH(S);
-  IN_GLOBAL(w);
+FN void inertia_and_bias(const World& w, Scratch& S) {
   Per<spatial, NV> swept;  // cdof_dot qvel
   Per<spatial, NB> moving;
   EACH(b, NB) moving[b] = of_body(w, S, b);
@@ -139,16 +134,29 @@ STAGE void inertia_and_bias(World w, Scratch& S) {
   sync();
 }
 
-// M x without armature to S.vector, from S.chain, the sums of x along chains (MuJoCo: mj_mulM).
-STAGE void times_inertia(World w, Scratch& S) {
-  IN_SCRATCH(S);
-  IN_GLOBAL(w);
-  EACH(b, NB) {
-    spatial f = times(load_matrix(S.inertia[b]), of_body(w, S, b));
-    real* o = S.sums[b] + WRENCH;
-    store(o, f.rot), store(o + 3, f.lin);
+// The joint-space inertia to S.mass (composite rigid bodies: M_ij = axis_j . I axis_i for j above i, and the armature;
+// MuJoCo: mj_crb).
+FN void mass_matrix(const World& w, Scratch& S) {
+  EACH(e, WRENCH) {
+    UNROLL for (int b = 1; b < NB; b++) S.sums[b][e] = S.inertia[b][e];
   }
-  sum_over_subtrees<WRENCH, 6>(S);
-  EACH(i, NV) S.vector[i] = along_axis(w, S, i);
+  sum_over_subtrees<0, WRENCH>(S);
+  EACH(i, NV) UNROLL for (int q = 0; q < NH; q += 4) store4(S.mass[i] + q, 0, 0, 0, 0);
+  sync();
+  EACH(i, NV) {
+    words dof = dof_words(w, i);
+    int depth = byte_of(dof.b, 3);
+    spatial f = times(load_matrix(S.sums[byte_of(dof.a, 0)]), axis_of(S, i));
+    S.mass[i][i] = dot(axis_of(S, i), f) + dof_armature(w)[i];
+    UNROLL for (int q = 0; q < DEPTH_WORDS; q++) {
+      int above = dof_above(w)[q * NV + i];
+      UNROLL for (int d = 0; d < 4; d++) {
+        if (4 * q + d < depth) {
+          int j = byte_of(above, d);
+          S.mass[i][j] = S.mass[j][i] = dot(axis_of(S, j), f);
+        }
+      }
+    }
+  }
   sync();
 }

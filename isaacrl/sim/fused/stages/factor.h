@@ -5,14 +5,17 @@
 // pivot's row is read as its column.
 #pragma once
 
+#define EXTRA (NV > NR)
+
 struct Row {
   real v[NROW];
 };
 
-// Eliminates rows NR .. NV - 1 of S.hessian from all others; S.vector holds b.
+#if EXTRA
+// Eliminates rows NR .. NV - 1, which S.extra has, from all others; S.vector holds b.
 FN void eliminate_extra_rows(Scratch& S, Per<Row, NR>& H, Per<real, NR>& x) {
   ROLLED for (int e = NV - 1; e >= NR; e--) {
-    const real* E = S.hessian[e];
+    const real* E = S.extra[e - NR];
     real inv = inverse(E[e]), b = S.vector[e];
     EACH(i, NR) {
       real f = E[i] * inv;
@@ -24,7 +27,7 @@ FN void eliminate_extra_rows(Scratch& S, Per<Row, NR>& H, Per<real, NR>& x) {
     }
     ROLLED for (int m = NR; m < e; m++) {
       real f = E[m] * inv;
-      EACH(j, NV) if (j <= m) S.hessian[m][j] -= f * E[j];
+      EACH(j, NV) if (j <= m) S.extra[m - NR][j] -= f * E[j];
       EACH(one, 1) S.vector[m] -= f * b;
     }
     sync();
@@ -35,7 +38,7 @@ FN void recover_extra_rows(Scratch& S, const Per<real, NR>& x) {
   EACH(i, NR) S.vector[i] = x[i];
   sync();
   ROLLED for (int e = NR; e < NV; e++) {
-    const real* E = S.hessian[e];
+    const real* E = S.extra[e - NR];
     real s = 0;
     EACH(j, NV) if (j < e) s += E[j] * S.vector[j];
     real value = (S.vector[e] - across(s)) / E[e];
@@ -44,6 +47,8 @@ FN void recover_extra_rows(Scratch& S, const Per<real, NR>& x) {
     sync();
   }
 }
+
+#endif
 
 // Solves in place: x holds b, then the solution. H is destroyed.
 FN void gauss_jordan(Scratch& S, Per<Row, NR>& H, Per<real, NR>& x) {

@@ -2,9 +2,7 @@
 #pragma once
 
 // Positions by the new velocities.
-STAGE void integrate_positions(World w, Scratch& S) {
-  IN_SCRATCH(S);
-  IN_GLOBAL(w);
+FN void integrate_positions(const World& w, Scratch& S) {
   EACH(j, NJ) {
     int packed = jnt_packed(w)[j], type = packed & 3, adr = packed >> 2, dof = jnt_dofadr(w)[j];
     if (type == SLIDE || type == HINGE) {

@@ -26,9 +26,7 @@ FN void apply_joint(const World& w, Scratch& S, int j, vec3& pos, quat& rot) {
   pos = anchor - rotate(rot, own_anchor);
 }
 
-STAGE void kinematics(World w, Scratch& S) {
-  IN_SCRATCH(S);
-  IN_GLOBAL(w);
+FN void kinematics(const World& w, Scratch& S) {
   Per<vec3, NB> pos;
   Per<quat, NB> rot;
   Per<int, NB> up;

@@ -8,15 +8,17 @@
 #define PADDED(n) (((n) + 3) / 4 * 4)
 #define AT_LEAST_ONE(n) ((n) > 0 ? (n) : 1)
 
-#define NR (NV < LANES ? NV : LANES)  // rows of the Hessian in registers, one a lane; the others stay in scratch memory
-#define NH PADDED(NV)                 // reals of a row of the Hessian
+// Rows of the Hessian that lanes hold in registers; a few that do not fit stay in scratch memory, rather than giving
+// every lane a second row.
+#define NR (NV <= LANES || NV > LANES + 6 ? NV : LANES)
+#define NH PADDED(NV)  // reals of a row of the Hessian
 #define NROW PADDED(NR)
 #define MATRIX 28                     // a packed 6 x 6 matrix (21), a spatial force (6), padding: no bank conflicts
 #define WRENCH 21                     // where the spatial force begins
 #define TRIANGLE (MAXDIM * (MAXDIM + 1) / 2)  // a packed symmetric matrix of a contact's rows
-#define SHARE (NTREE > 1 ? 36 : MATRIX)  // two trees: the torque about the other's reference point too
-#define C_HESSIAN (MAXDIM > 3 || ANISOTROPIC ? 24 : 20)
-#define RECORD (C_HESSIAN + (NPAIR_MOVING + BALL_LIMITS > 0 ? PADDED(TRIANGLE) : 0))
+#define C_FORCE (MAXDIM > 3 || ANISOTROPIC ? 24 : 20)  // of the rows, and
+#define C_HESSIAN (C_FORCE + PADDED(MAXDIM))           // the second derivative of their cost by the rows
+#define RECORD (C_HESSIAN + PADDED(TRIANGLE))
 
 struct World {
   int id;
@@ -34,7 +36,7 @@ FN T* live(const World& w, int array, int columns) {
 //@tables
 // A contact, a record of RECORD reals. Positions are relative to the reference point of `body`'s tree.
 enum { C_POS = 0, C_MU = 3, C_NORMAL = 4, C_D = 7, C_TANGENT = 8, C_BODY = 11, C_OTHER = 12, C_SIGN = 13, C_DIM = 14,
-       C_PAIR = 15, C_AREF = 16, C_DIST = 19, C_FRICTION = 20 };  // and C_HESSIAN, of contacts between moving bodies
+       C_PAIR = 15, C_AREF = 16, C_DIST = 19, C_FRICTION = 20 };  // and C_FORCE, C_HESSIAN
 
 struct ALIGNED Scratch {
   real qpos[PADDED(NQ)];
@@ -43,22 +45,28 @@ struct ALIGNED Scratch {
   real force[AT_LEAST_ONE(2 * NU)];   // of each actuator, and its derivative by the velocity
   ALIGNED real pose[NB][8];           // position relative to the tree's origin (3), 0, orientation (4)
   ALIGNED real motion[NV][8];         // each dof's axis as a spatial motion (MuJoCo's cdof, about the reference point)
-  ALIGNED real chain[NV][8];          // sums of spatial motions over a dof and its ancestors
-  ALIGNED real inertia[NB][MATRIX];   // each body's spatial inertia about the reference point
-  union {
-    ALIGNED real joint[AT_LEAST_ONE(NJ)][8];  // axis and anchor in the parent's frame: kinematics alone
-    int candidate[AT_LEAST_ONE(NPAIR)];       // pairs that may touch: collision alone
-    ALIGNED real sums[NB][MATRIX];            // sums over the subtree of each body
-  };
+  ALIGNED real mass[NV][NH];          // the joint-space inertia M
   ALIGNED real contact[AT_LEAST_ONE(NCON)][RECORD];
+  ALIGNED real vector[NH];
   union {
-    ALIGNED real geom[AT_LEAST_ONE(NG)][8];         // centre, bounding radius, orientation: collision alone
-    ALIGNED real share[AT_LEAST_ONE(NCON)][SHARE];  // what each contact adds to the Hessian and to the force
-    ALIGNED real hessian[NV][NH];
+    struct {
+      ALIGNED real chain[NV][8];  // sums of spatial motions over a dof and its ancestors
+      union {
+        ALIGNED real inertia[NB][MATRIX];        // each body's spatial inertia about the reference point
+        ALIGNED real geom[AT_LEAST_ONE(NG)][8];  // centre, bounding radius, orientation: collision alone
+      };
+      union {
+        ALIGNED real joint[AT_LEAST_ONE(NJ)][8];  // axis and anchor in the parent's frame: kinematics alone
+        int candidate[AT_LEAST_ONE(NPAIR)];       // pairs that may touch: collision alone
+        ALIGNED real sums[NB][MATRIX];            // sums over the subtree of each body
+      };
+    };
+    struct {  // the solver alone
+      ALIGNED real row[AT_LEAST_ONE(NCON * MAXDIM)][NH];  // J of the contacts
+      ALIGNED real extra[AT_LEAST_ONE(NV - NR)][NH];      // rows of the Hessian
+      ALIGNED real pivot[2][2 * NROW];
+    };
   };
-  ALIGNED real pivot[2][2 * NROW];
-  ALIGNED real row[NPAIR_MOVING + BALL_LIMITS > 0 ? MAXDIM : 1][NH];  // rows of J of one contact between two moving bodies
-  real vector[PADDED(NV)];
   int failed;  // not 0: a control is not a number
 #if PROFILE
   unsigned clock, ticks[16];

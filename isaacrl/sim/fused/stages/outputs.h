@@ -89,9 +89,7 @@ FN void write_actuators(const World& w, Scratch& S) {
 }
 
 // Everything that derives from positions and velocities. S.chain: sums of velocities.
-STAGE void write_state_outputs(World w, Scratch& S) {
-  IN_SCRATCH(S);
-  IN_GLOBAL(w);
+FN void write_state_outputs(const World& w, Scratch& S) {
   write_bodies(w, S);
   write_geoms_and_sites(w, S);
   write_actuators(w, S);

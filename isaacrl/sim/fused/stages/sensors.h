@@ -255,8 +255,7 @@ FN real drive_of(const World& w, const Scratch& S, int dof) {
 
 #if NSENSOR_FORCE
 // S.vector: qacc; S.share: the contacts' forces.
-STAGE void sense_forces(World w, Scratch& S, int touching, real* out) {
-  IN_SCRATCH(S);
+FN void sense_forces(const World& w, Scratch& S, int touching, real* out) {
 #if SENSE_ACCELEROMETERS
   EACH_OF_MANY(i, SENSE_ACCELEROMETERS) {
     const int* s = accelerometer(w) + 4 * i;

@@ -15,13 +15,10 @@ FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
     EACH(one, 1) *live<long long>(w, A_OVERFLOW, 1) += 1;
   }
   MARK(S, 2);
-  EACH_OF(c, P.ncon, NCON) {
-    Rows a = reference_acceleration(w, S, S.contact[c]);
-    UNROLL for (int k = 0; k < MAXDIM; k++) P.x[c].v[k] = -a.v[k];
-  }
   inertia_and_bias(w, S);
   MARK(S, 3);
   smooth_forces(w, S, last, P.force, P.slope);
+  mass_matrix(w, S);
   begin(w, S, P);
   MARK(S, 4);
   newton(w, S, P, acceleration);
