@@ -135,19 +135,19 @@ FN vec3 sense_acceleration(const World& w, const Scratch& S, const int* s) {
 #endif
 
 #if SENSE_CONTACTS + SENSE_TOUCHES
-// Contact k's force on the second of its two geoms, to S.share[k]: world axes (3), 0, its own rows (3), squared length.
-FN void share_forces(Scratch& S, const Problem& P) {
+// Each contact's force on the second of its two geoms, in the place of what only the solver needed of its record: world
+// axes (3), normal force.
+enum { C_PUSH = C_AREF };
+FN void record_forces(Scratch& S, const Problem& P) {
   EACH_OF(k, P.touching, NCON) {
-    const real* c = S.contact[k];
+    real* c = S.contact[k];
     Response r = respond(c, P.x[k]);
-    vec3 n = v3(c + C_NORMAL), rows = v3(r.force[0], 0, 0);
-    vec3 f = rows.x * n;
+    vec3 n = v3(c + C_NORMAL), f = r.force[0] * n;
 #if MAXDIM > 1
     vec3 t = v3(c + C_TANGENT);
-    rows.y = r.force[1], rows.z = r.force[2];
-    f = f + rows.y * t + rows.z * cross(n, t);
+    f = f + r.force[1] * t + r.force[2] * cross(n, t);
 #endif
-    store4(S.share[k], f.x, f.y, f.z, 0), store4(S.share[k] + 4, rows.x, rows.y, rows.z, dot(f, f));
+    store4(c + C_PUSH, f.x, f.y, f.z, r.force[0]);
   }
 }
 #endif
@@ -157,21 +157,26 @@ FN void share_forces(Scratch& S, const Problem& P) {
 // the sensor's second object: if that is the first of a contact's geoms, the contact is seen from the other side.
 FN void sense_contact(const World& w, const Scratch& S, int i, int ncon, real* out) {
   const int* s = contact_sensor(w) + 2 * i;  // address, whether net
-  int found = 0;
+  int found = 0, strongest = 0, match_of_strongest = 1;
   vec3 force = v3(0, 0, 0);
   real most = -1;
   ROLLED for (int k = 0; k < ncon; k++) {
+    const real* c = S.contact[k];
     // 0: no match, 1: as it is, 2: from the other side; 16 sensors a word.
-    unsigned word = contact_match(w)[(int)S.contact[k][C_PAIR] * CONTACT_WORDS + i / 16], match = (word >> (i % 16 * 2)) & 3;
+    unsigned word = contact_match(w)[(int)c[C_PAIR] * CONTACT_WORDS + i / 16], match = (word >> (i % 16 * 2)) & 3;
     if (!match) continue;
     found++;
-    four world = load4(S.share[k]), own = load4(S.share[k] + 4);
-    real sign = match == 1 ? R(1) : R(-1);
+    vec3 f = v3(c + C_PUSH);
     if (s[1]) {
-      force = force + sign * v3(world.x, world.y, world.z);
-    } else if (own.w > most) {
-      most = own.w, force = v3(own.x, own.y, sign * own.z);
+      force = force + (match == 1 ? R(1) : R(-1)) * f;
+    } else if (dot(f, f) > most) {
+      most = dot(f, f), strongest = k, match_of_strongest = match;
     }
+  }
+  if (!s[1] && found) {
+    const real* c = S.contact[strongest];
+    vec3 n = v3(c + C_NORMAL), t = v3(c + C_TANGENT), f = v3(c + C_PUSH);
+    force = v3(dot(n, f), dot(t, f), (match_of_strongest == 1 ? R(1) : R(-1)) * dot(cross(n, t), f));
   }
   out += s[0];
   *out = R(found), store(out + 1, force);
@@ -228,7 +233,7 @@ FN real sense_touch(const World& w, const Scratch& S, const int* s, int ncon) {
   ROLLED for (int k = 0; k < ncon; k++) {
     const real* c = S.contact[k];
     const int* q = pair_int(w) + PAIR_INTS * (int)c[C_PAIR];
-    real force = S.share[k][4];
+    real force = c[C_PUSH + 3];
     if ((q[P_BODY_A] != f.body && q[P_BODY_B] != f.body) || !(force > 0)) continue;
     int body = (int)c[C_BODY];
     vec3 p = v3(c + C_POS) + reference_of(w, S, body) + (origin_of(w, S, body) - origin_of(w, S, f.body)) - f.pos;
@@ -254,7 +259,7 @@ FN real drive_of(const World& w, const Scratch& S, int dof) {
 #endif
 
 #if NSENSOR_FORCE
-// S.vector: qacc; S.share: the contacts' forces.
+// S.vector: qacc; the contacts' records have their forces.
 FN void sense_forces(const World& w, Scratch& S, int touching, real* out) {
 #if SENSE_ACCELEROMETERS
   EACH_OF_MANY(i, SENSE_ACCELEROMETERS) {
@@ -292,7 +297,7 @@ FN void write_force_sensors(const World& w, Scratch& S, const Problem& P) {
   EACH(i, NV) S.vector[i] = P.a[i];
 #endif
 #if SENSE_CONTACTS + SENSE_TOUCHES
-  share_forces(S, P);
+  record_forces(S, P);
 #endif
   sync();
   sense_forces(w, S, P.touching, out);
