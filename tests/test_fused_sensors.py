@@ -61,11 +61,12 @@ MODEL = """
       <body name="wheel" pos="-.1 0 -.06">
         <joint name="spring" type="slide" axis="0 .1 1" stiffness="300"/>
         <geom name="wheel" size=".08" contype="2" conaffinity="3"/>
+        <site name="zwheel" size=".06" pos=".03 .01 -.05"/>
       </body>
     </body>
     <body name="loose" pos="-.15 .1 .1">
       <freejoint/><geom name="loose" size=".07" contype="2" conaffinity="3" pos=".01 0 0"/>
-      <site name="loose" pos=".02 .03 .01" euler="1 .3 0"/>
+      <site name="loose" pos=".02 .03 .01" euler="1 .3 0"/><site name="zloose" size=".05" pos=".03 0 .03"/>
     </body>
   </worldbody>
   <actuator>
@@ -79,7 +80,7 @@ MODEL = """
 """
 ZONES = (
     '<site name="z{}" type="sphere" size=".03" pos=".05 .01 -.06"/>',
-    '<site name="z{}" type="capsule" size=".025 .03" pos=".02 .03 -.06" euler="1 .3 .2"/>',
+    '<site name="z{}" type="capsule" size=".02 .08" pos=".02 .03 -.06" euler="1.4 .3 .2"/>',
     '<site name="z{}" type="ellipsoid" size=".04 .03 .02" pos=".03 .02 -.07" euler=".4 .3 .2"/>',
     '<site name="z{}" type="cylinder" size=".03 .03" pos=".02 -.02 -.06" euler="1 .8 .2"/>',
     '<site name="z{}" type="box" size=".02 .04 .02" pos=".05 .02 -.05" euler=".5 .8 .2"/>',
@@ -111,7 +112,7 @@ def others():
     out += [f'<{k} actuator="{a}"/>' for k in ("actuatorpos", "actuatorvel", "actuatorfrc") for a in drives]
     out += [f'<subtreecom body="{b}"/>' for b in ("trunk", "thigh", "foot", "stand", "loose")]
     out += [f'<accelerometer site="{n}"/>' for n in WHERE]
-    out += [f'<touch site="z{k}"/>' for k in range(len(ZONES))]
+    out += [f'<touch site="z{k}"/>' for k in (*range(len(ZONES)), "wheel", "loose")]
     return "".join(out)
 
 

@@ -1,5 +1,5 @@
-// Sensors, in MuJoCo's order and layout (mj_sensorPos, mj_sensorVel, mj_sensorAcc). One table a family, which sensors.py
-// makes and describes; one lane a sensor. A family that the model has none of compiles to nothing.
+// Sensors, in MuJoCo's order and layout (mj_sensorPos, mj_sensorVel, mj_sensorAcc). One table a family, made and
+// described in sensors.py; one lane a sensor. A family that the model has none of compiles to nothing.
 #pragma once
 
 // A part of a body whose pose and velocity is measured.
