@@ -27,7 +27,7 @@ FN void write_rows(const World& w, Scratch& S, int k) {
   int body = (int)c[C_BODY], other = (int)c[C_OTHER];
   vec3 n = v3(c + C_NORMAL), t = v3(c + C_TANGENT), s = cross(n, t), p = v3(c + C_POS), p_other = seen_from_other(w, S, c);
   real sign = c[C_SIGN];
-  EACH(i, NV) {
+  MAP(i, NV) {
     bool mine = (body_dofs(w)[2 * body + i / 32] >> (i % 32)) & 1, theirs = false;
     if (NPAIR_MOVING + BALL_LIMITS > 0) theirs = (body_dofs(w)[2 * other + i / 32] >> (i % 32)) & 1;
     real side = mine == theirs ? R(0) : mine ? sign : R(-1);
@@ -51,7 +51,8 @@ FN real row_dot(const real* a, const real* b) {
   real s = 0, t = 0;
   UNROLL for (int q = 0; q < NH; q += 4) {
     four x = load4(a + q), y = load4(b + q);
-    s += x.x * y.x, t += x.y * y.y;
+    s += x.x * y.x;
+    if (q + 1 < NV) t += x.y * y.y;
     if (q + 2 < NV) s += x.z * y.z;
     if (q + 3 < NV) t += x.w * y.w;
   }
