@@ -39,6 +39,7 @@ class Constants:
         self.moved = self.above.T.contiguous()
         self.order = self.above[self._int(m.dof_bodyid)].tril()  # [nv, nv]
         self.mean = self._real(_averages(m))  # [nv, nv]
+        self.levels = [self._int(x) for x in _levels(m)]
         # Bodies that only slide, each alone: MuJoCo takes their mass for what it is in all directions.
         self.sliding = self._int(m.body_simple == 2).bool()
         self.sliding_dofs = self.sliding[self._int(m.dof_bodyid)]
@@ -134,7 +135,8 @@ class Constants:
     def _weights(self, f: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         pos, mat, angular, linear = self.still or self._axes(f)
         com = pos + _apply(mat, f["body_ipos"])
-        inverse = _inverse(self._inertia(f, com, mat @ _matrix(f["body_iquat"]), angular, linear))
+        inertia = self._inertia(f, com, mat @ _matrix(f["body_iquat"]), angular, linear)
+        inverse = _inverse(inertia, self.levels)
         # Velocity of every centre of mass by every dof, [., nbody, 3, nv], angular and linear.
         above = self.above[:, None, :]
         turning = angular.mT[:, None] * above
@@ -184,9 +186,30 @@ def _averages(m: mujoco.MjModel) -> np.ndarray:
     return same / same.sum(axis=0)
 
 
-def _inverse(matrix: Tensor) -> Tensor:
-    """Of symmetric positive definite matrices, [., n, n]."""
-    return torch.cholesky_inverse(torch.linalg.cholesky_ex(matrix)[0])
+def _levels(m: mujoco.MjModel) -> list[np.ndarray]:
+    """Dofs with equally many dofs above them, the deepest first."""
+    depth = np.zeros(m.nv, int)
+    for i in range(m.nv):
+        if m.dof_parentid[i] >= 0:
+            depth[i] = depth[m.dof_parentid[i]] + 1
+    return [np.flatnonzero(depth == d) for d in range(depth.max(initial=0), -1, -1)]
+
+
+def _inverse(matrix: Tensor, levels: list[Tensor]) -> Tensor:
+    """Inverse of an inertia matrix [., nv, nv]. (A CUDA graph cannot capture torch's factorizations of batches.)
+
+    Pivots of one level at once: once all below are eliminated, they are not coupled to one another.
+    """
+    a = matrix.clone()
+    diagonal = a.diagonal(dim1=1, dim2=2)
+    for at in levels:
+        rows = a[:, at]
+        scale = 1.0 / diagonal[:, at]
+        scaled = rows * scale[..., None]
+        a.baddbmm_(rows.mT, scaled, alpha=-1.0)
+        a[:, at], a[:, :, at] = scaled, scaled.mT
+        diagonal[:, at] = -scale
+    return -a
 
 
 def _apply(matrix: Tensor, vector: Tensor) -> Tensor:

@@ -5,15 +5,15 @@
 FN void sum_along_chains(const World& w, Scratch& S) {
   Per<spatial, NV> x;
   Per<int, NV> up;
-  EACH(i, NV) up[i] = dof_words(w, i).c, x[i] = load_spatial(S.chain[i]);
+  MAP(i, NV) up[i] = dof_words(w, i).c, x[i] = load_spatial(S.chain[i]);
   UNROLL for (int k = 0; k < DOF_ROUNDS; k++) {
     sync();
-    EACH(i, NV) {
+    MAP(i, NV) {
       int above = k < 4 ? byte_of(up[i], k) : dof_up(w)[k * NV + i];
       if (above != 255) x[i] = x[i] + load_spatial(S.chain[above]);
     }
     sync();
-    EACH(i, NV) store_spatial(S.chain[i], x[i]);
+    MAP(i, NV) store_spatial(S.chain[i], x[i]);
   }
   sync();
 }
@@ -29,7 +29,7 @@ FN spatial of_body(const World& w, const Scratch& S, int body) {
 template <int first, int count>
 FN void sum_over_subtrees(Scratch& S) {
   sync();
-  EACH(e, count) {
+  MAP(e, count) {
     real x[NB];
     real* column = &S.sums[0][first + e];
     UNROLL for (int b = 1; b < NB; b++) x[b] = column[b * MATRIX];
@@ -97,18 +97,18 @@ FN matrix6 body_matrix(real mass, vec3 principal, quat rot, vec3 c) {
 FN void inertia_and_bias(const World& w, Scratch& S) {
   Per<spatial, NV> swept;  // cdof_dot qvel
   Per<spatial, NB> moving;
-  EACH(b, NB) moving[b] = of_body(w, S, b);
-  EACH(i, NV) {
+  MAP(b, NB) moving[b] = of_body(w, S, b);
+  MAP(i, NV) {
     words dof = dof_words(w, i);
     spatial v = load_spatial(S.chain[byte_of(dof.b, 2)]);
     swept[i] = ((dof.b & 15) == AXIS_WORLD ? R(0) : S.qvel[i]) * cross_motion(v, axis_of(S, i));
   }
   sync();
-  EACH(i, NV) store_spatial(S.chain[i], swept[i]);
+  MAP(i, NV) store_spatial(S.chain[i], swept[i]);
   sum_along_chains(w, S);
   const real* wrenches = live<const real>(w, A_XFRC, 6 * NB);
   vec3 gravity = v3(opt_gravity(w));
-  EACH(b, NB) {
+  MAP(b, NB) {
     real mass = body_mass(w)[b];
     quat rot = orientation_of(S, b);
     vec3 c = position_of(S, b) + rotate(rot, v3(body_ipos(w) + 3 * b)) - v3(S.pose[byte_of(body_words(w, b).a, 1)]);
@@ -130,20 +130,20 @@ FN void inertia_and_bias(const World& w, Scratch& S) {
     store(out, f.rot), store(out + 3, f.lin);
   }
   sum_over_subtrees<WRENCH, 6>(S);
-  EACH(i, NV) S.vector[i] = along_axis(w, S, i);
+  MAP(i, NV) S.vector[i] = along_axis(w, S, i);
   sync();
 }
 
 // The joint-space inertia to S.mass (composite rigid bodies: M_ij = axis_j . I axis_i for j above i, and the armature;
 // MuJoCo: mj_crb).
 FN void mass_matrix(const World& w, Scratch& S) {
-  EACH(e, WRENCH) {
+  MAP(e, WRENCH) {
     UNROLL for (int b = 1; b < NB; b++) S.sums[b][e] = S.inertia[b][e];
   }
   sum_over_subtrees<0, WRENCH>(S);
-  EACH(i, NV) UNROLL for (int q = 0; q < NH; q += 4) store4(S.mass[i] + q, 0, 0, 0, 0);
+  MAP(i, NV) UNROLL for (int q = 0; q < NH; q += 4) store4(S.mass[i] + q, 0, 0, 0, 0);
   sync();
-  EACH(i, NV) {
+  MAP(i, NV) {
     words dof = dof_words(w, i);
     int depth = byte_of(dof.b, 3);
     spatial f = times(load_matrix(S.sums[byte_of(dof.a, 0)]), axis_of(S, i));

@@ -13,7 +13,7 @@ struct Row {
 
 #if EXTRA
 // Eliminates rows NR .. NV - 1, which S.extra has, from all others; S.vector holds b.
-FN void eliminate_extra_rows(Scratch& S, Per<Row, NR>& H, Per<real, NR>& x) {
+FN void eliminate_extra_rows(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x) {
   ROLLED for (int e = NV - 1; e >= NR; e--) {
     const real* E = S.extra[e - NR];
     real inv = inverse(E[e]), b = S.vector[e];
@@ -34,7 +34,7 @@ FN void eliminate_extra_rows(Scratch& S, Per<Row, NR>& H, Per<real, NR>& x) {
   }
 }
 
-FN void recover_extra_rows(Scratch& S, const Per<real, NR>& x) {
+FN void recover_extra_rows(Scratch& S, const Per<real, ROWS>& x) {
   EACH(i, NR) S.vector[i] = x[i];
   sync();
   ROLLED for (int e = NR; e < NV; e++) {
@@ -50,12 +50,62 @@ FN void recover_extra_rows(Scratch& S, const Per<real, NR>& x) {
 
 #endif
 
+#if NROW <= LANES
+
+// Four pivots from k on; H has the columns from k to the last, W of them, and moves to those from k + 4 on.
+template <int W>
+FN void eliminate(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x, Per<real, ROWS>& scale, int k) {
+  UNROLL for (int p = 0; p < 4; p += 2) {
+    real *first = S.pivot[p / 2], *second = first + ROWS;
+    EACH_LANE(i) first[i] = H[i].v[p], second[i] = H[i].v[p + 1];
+    real b0 = from(x, k + p), b1 = from(x, k + p + 1);
+    sync();
+    real inv0 = inverse(first[k + p]), across_pivots = first[k + p + 1], s = across_pivots * inv0;
+    real inv1 = inverse(second[k + p + 1] - s * across_pivots);
+    b1 -= s * b0;
+    EACH_LANE(i) {
+      real f0 = i == k + p ? R(0) : H[i].v[p] * inv0;
+      real f1 = i == k + p + 1 ? R(0) : (H[i].v[p + 1] - f0 * across_pivots) * inv1;
+      if (i == k + p) scale[i] = inv0;
+      if (i == k + p + 1) scale[i] = inv1;
+      x[i] = x[i] - f0 * b0 - f1 * b1;
+      f0 -= f1 * s;
+      UNROLL for (int q = p == 0 ? 0 : 4; q < W; q += 4) {
+        four t = load4(first + k + q), u = load4(second + k + q);
+        if (q) H[i].v[q] = H[i].v[q] - f0 * t.x - f1 * u.x, H[i].v[q + 1] = H[i].v[q + 1] - f0 * t.y - f1 * u.y;
+        H[i].v[q + 2] = H[i].v[q + 2] - f0 * t.z - f1 * u.z;
+        H[i].v[q + 3] = H[i].v[q + 3] - f0 * t.w - f1 * u.w;
+      }
+    }
+  }
+  EACH_LANE(i) UNROLL for (int q = 4; q < W; q++) H[i].v[q - 4] = H[i].v[q];
+}
+
+// Solves in place: x holds b, then the solution. H is destroyed; rows and columns beyond NR are those of the identity.
+// Wide loops of little code: each works on a few columns more than it needs to, but stays in the instruction cache.
+FN void gauss_jordan(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x) {
+  Per<real, ROWS> scale;
+  EACH_LANE(i) scale[i] = 0;
+  int k = 0;
+#if NROW > 24
+  ROLLED for (; k < NROW - 16; k += 4) eliminate<NROW>(S, H, x, scale, k);
+#endif
+#if NROW > 12
+  ROLLED for (; k < NROW - 8; k += 4) eliminate<(NROW > 24 ? 16 : NROW)>(S, H, x, scale, k);
+#endif
+  ROLLED for (; k < NROW; k += 4) eliminate<(NROW > 12 ? 8 : NROW)>(S, H, x, scale, k);
+  EACH_LANE(i) x[i] *= scale[i];
+  sync();
+}
+
+#else
+
 // Solves in place: x holds b, then the solution. H is destroyed.
-FN void gauss_jordan(Scratch& S, Per<Row, NR>& H, Per<real, NR>& x) {
-  Per<real, NR> scale;
+FN void gauss_jordan(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x) {
+  Per<real, ROWS> scale;
   UNROLL for (int k = 0; k < NR; k += 2) {
     real* first = S.pivot[(k / 2) % 2];
-    real* second = first + NROW;
+    real* second = first + ROWS;
     const bool pair = k + 1 < NR;
     EACH(i, NR) {
       first[i] = H[i].v[k];
@@ -87,3 +137,5 @@ FN void gauss_jordan(Scratch& S, Per<Row, NR>& H, Per<real, NR>& x) {
   EACH(i, NR) x[i] *= scale[i];
   sync();
 }
+
+#endif

@@ -30,7 +30,7 @@ FN void kinematics(const World& w, Scratch& S) {
   Per<vec3, NB> pos;
   Per<quat, NB> rot;
   Per<int, NB> up;
-  EACH(b, NB) {
+  MAP(b, NB) {
     words body = body_words(w, b);
     up[b] = body.c;
     pos[b] = v3(body_pos(w) + 3 * b), rot[b] = q4(body_quat(w) + 4 * b);
@@ -47,14 +47,14 @@ FN void kinematics(const World& w, Scratch& S) {
   }
   UNROLL for (int k = 0; k < BODY_ROUNDS; k++) {
     sync();
-    EACH(b, NB) {
+    MAP(b, NB) {
       int above = k < 4 ? byte_of(up[b], k) : body_up(w)[k * NB + b];
       quat turn = orientation_of(S, above);
       pos[b] = position_of(S, above) + rotate(turn, pos[b]);
       rot[b] = product(turn, rot[b]);
     }
     sync();
-    EACH(b, NB) {
+    MAP(b, NB) {
       if (k == BODY_ROUNDS - 1) rot[b] = normalized(rot[b]);
       store4(S.pose[b], pos[b].x, pos[b].y, pos[b].z, 0), store4(S.pose[b] + 4, rot[b].w, rot[b].x, rot[b].y, rot[b].z);
     }
@@ -62,7 +62,7 @@ FN void kinematics(const World& w, Scratch& S) {
   sync();
 
   // Each dof's axis about the tree's reference point.
-  EACH(i, NV) {
+  MAP(i, NV) {
     words dof = dof_words(w, i);
     int frame = byte_of(dof.a, 1), kind = dof.b & 15, e = (dof.b >> 4) & 3;
     quat turn = orientation_of(S, frame);  // of the parent where a joint has its axis there

@@ -58,10 +58,16 @@ FN int lane_id() { return LANES == 1 ? 0 : (threadIdx.x & (LANES - 1)); }
 FN unsigned group_mask() {
   return LANES == 32 ? 0xffffffffu : (((1u << (LANES & 31)) - 1u) << ((threadIdx.x & 31) & ~(LANES - 1)));
 }
+FN int item_or_last(int id, int n) { return n % LANES == 0 || id < n ? id : n - 1; }
 // n items, known at compile time, one lane each.
 #define EACH(i, n)                                                   \
   UNROLL for (int i##_s = 0; i##_s < SLOTS(n); i##_s++)              \
     if (Item i{i##_s * LANES + lane_id(), i##_s}; i.id < (n))
+// The same where the block only computes values from others: lanes without an item repeat the last one, which spares
+// the branch. Not for what adds up over items.
+#define MAP(i, n)                                                    \
+  UNROLL for (int i##_s = 0; i##_s < SLOTS(n); i##_s++)              \
+    if (Item i{item_or_last(i##_s * LANES + lane_id(), n), i##_s}; true)
 // n items of at most `most`: n is known at run time only.
 #define EACH_OF(i, n, most)                                          \
   UNROLL for (int i##_s = 0; i##_s < SLOTS(most); i##_s++)           \
@@ -73,6 +79,9 @@ FN unsigned group_mask() {
 #define BATCHES(i, n)                                                \
   ROLLED for (int i##_s = 0; i##_s < (n); i##_s += LANES)            \
     if (Item i{i##_s + lane_id(), 0}; true)
+
+// All lanes, items or not.
+#define EACH_LANE(i) if (Item i{lane_id(), 0}; true)
 
 FN void sync() {
   if (LANES > 1) __syncwarp(group_mask());
@@ -114,7 +123,9 @@ struct Per {
 #else
 #define EACH(i, n) for (Item i{0}; i.id < (n); i.id++)
 #endif
+#define MAP(i, n) EACH(i, n)
 #define EACH_OF(i, n, most) EACH(i, n)
+#define EACH_LANE(i) EACH(i, LANES)
 #define EACH_OF_MANY(i, n) EACH(i, n)
 #define BATCHES(i, n) for (Item i{0}; i.id < (n); i.id++)
 FN void sync() {}

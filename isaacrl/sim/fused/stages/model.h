@@ -13,6 +13,7 @@
 #define NR (NV <= LANES || NV > LANES + 6 ? NV : LANES)
 #define NH PADDED(NV)  // reals of a row of the Hessian
 #define NROW PADDED(NR)
+#define ROWS (NROW > LANES ? NROW : LANES)
 #define MATRIX 28                     // a packed 6 x 6 matrix (21), a spatial force (6), padding: no bank conflicts
 #define WRENCH 21                     // where the spatial force begins
 #define TRIANGLE (MAXDIM * (MAXDIM + 1) / 2)  // a packed symmetric matrix of a contact's rows
@@ -64,8 +65,9 @@ struct ALIGNED Scratch {
     struct {  // the solver alone
       ALIGNED real row[AT_LEAST_ONE(NCON * MAXDIM)][NH];  // J of the contacts
       ALIGNED real extra[AT_LEAST_ONE(NV - NR)][NH];      // rows of the Hessian
-      ALIGNED real pivot[2][2 * NROW];
+      ALIGNED real pivot[2][2 * ROWS];
     };
+    ALIGNED real share[AT_LEAST_ONE(NCON)][8];  // each contact's part of the sensors: these alone
   };
   int failed;  // not 0: a control is not a number
 #if PROFILE

@@ -18,10 +18,13 @@ struct Problem {
   int nefc, iterations;    // MuJoCo's rows; Newton steps
 };
 
+// Where a packed symmetric matrix has the element (a, b).
+FN constexpr int at(int a, int b) { return a > b ? a * (a + 1) / 2 + b : b * (b + 1) / 2 + a; }
+
 // --- gradient and Hessian --------------------------------------------------------------------------------------------
 
 // Adds J' K J of the contacts to the Hessian, and J' f to the forces.
-FN void add_contacts(Scratch& S, int ncon, Per<Row, NR>& H, Per<real, NV>& force) {
+FN void add_contacts(Scratch& S, int ncon, Per<Row, ROWS>& H, Per<real, NV>& force) {
   ROLLED for (int k = 0; k < ncon; k++) {
     const real* c = S.contact[k];
     if (c[C_HESSIAN] == 0) continue;  // it pushes nothing
@@ -35,30 +38,43 @@ FN void add_contacts(Scratch& S, int ncon, Per<Row, NR>& H, Per<real, NV>& force
       four v = load4(c + C_HESSIAN + q);
       K[q] = v.x, K[q + 1] = v.y, K[q + 2] = v.z, K[q + 3] = v.w;
     }
-    EACH(i, NV) {
+    EACH(i, NR) {
       real own[MAXDIM];
       UNROLL for (int b = 0; b < MAXDIM; b++) own[b] = J[b][i], force[i] += own[b] * f[b];
       UNROLL for (int b = 0; b < MAXDIM; b++) {
         real s = 0;
-        UNROLL for (int a = 0; a < MAXDIM; a++) s += K[a > b ? a * (a + 1) / 2 + b : b * (b + 1) / 2 + a] * own[a];
-        if (i < NR) {
-          UNROLL for (int q = 0; q < NROW; q += 4) {
-            four t = load4(J[b] + q);
-            H[i].v[q] += s * t.x, H[i].v[q + 1] += s * t.y;
-            if (q + 2 < NR) H[i].v[q + 2] += s * t.z;
-            if (q + 3 < NR) H[i].v[q + 3] += s * t.w;
-          }
-        } else {
-          UNROLL for (int j = 0; j < NV; j++) S.extra[i - NR][j] += s * J[b][j];
+        UNROLL for (int a = 0; a < MAXDIM; a++) s += K[at(a, b)] * own[a];
+        UNROLL for (int q = 0; q < NROW; q += 4) {
+          four t = load4(J[b] + q);
+          H[i].v[q] += s * t.x, H[i].v[q + 1] += s * t.y;
+          if (q + 2 < NR) H[i].v[q + 2] += s * t.z;
+          if (q + 3 < NR) H[i].v[q + 3] += s * t.w;
         }
       }
     }
+#if EXTRA
+    EACH(i, NV) {
+      if (i >= NR) UNROLL for (int b = 0; b < MAXDIM; b++) force[i] += J[b][i] * f[b];
+      real own[MAXDIM];  // here the lanes are columns of the rows in scratch memory
+      UNROLL for (int b = 0; b < MAXDIM; b++) own[b] = J[b][i];
+      UNROLL for (int e = NR; e < NV; e++) {
+        real sum = 0;
+        UNROLL for (int b = 0; b < MAXDIM; b++) {
+          real s = 0;
+          UNROLL for (int a = 0; a < MAXDIM; a++) s += K[at(a, b)] * J[a][e];
+          sum += s * own[b];
+        }
+        S.extra[e - NR][i] += sum;
+      }
+    }
+#endif
   }
 }
 
 // Solves H x = b in place.
-FN void solve(Scratch& S, Per<Row, NR>& H, Per<real, NV>& x) {
-  Per<real, NR> y;
+FN void solve(Scratch& S, Per<Row, ROWS>& H, Per<real, NV>& x) {
+  Per<real, ROWS> y;
+  EACH_LANE(i) y[i] = 0;
 #if EXTRA
   sync();
   EACH(i, NV) S.vector[i] = x[i];
@@ -160,17 +176,17 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
   Per<int, NV> dof_zone;
   Per<real, NV> x;
   bool finishing = false;
-  EACH(i, NV) x[i] = S.warm[i];
+  MAP(i, NV) x[i] = S.warm[i];
   P.iterations = -1;
   ROLLED for (;;) {
     {  // a += t x
       Per<real, NV> Mx;
       Per<Rows, NCON> jv;
       sync();
-      EACH(i, NV) S.vector[i] = x[i];
+      MAP(i, NV) S.vector[i] = x[i];
       sync();
       EACH_OF(c, P.ncon, NCON) jv[c] = motion_of(S, c, S.vector);
-      EACH(i, NV) Mx[i] = row_dot(S.mass[i], S.vector);
+      MAP(i, NV) Mx[i] = row_dot(S.mass[i], S.vector);
       MARK(S, 5);
       real t = 1;
       if (P.iterations >= 0) {
@@ -181,7 +197,7 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
           finishing = !(SCALE * gain >= TOLERANCE);  // NaN ends it too
         }
       }
-      EACH(i, NV) {
+      MAP(i, NV) {
         P.a[i] += t * x[i], P.Ma[i] += t * Mx[i];
         advance(P.dof[i], t * x[i]);
       }
@@ -191,7 +207,10 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
       P.iterations++;
       MARK(S, 6);
     }
-    Per<Row, NR> H;
+    Per<Row, ROWS> H;
+    if (ROWS > NR) {  // of lanes without a dof: rows of the identity
+      EACH_LANE(i) UNROLL for (int q = 0; q < NROW; q++) H[i].v[q] = i == q ? R(1) : R(0);
+    }
     ROLLED for (;;) {  // at most twice: the gradient may say that this was the minimum
       if (finishing && !IMPLICIT) break;
       if (!finishing) {
@@ -216,10 +235,12 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
           }
           UNROLL for (int j = 0; j < NR; j++) if (i == j) H[i].v[j] += h;
         } else {
-          UNROLL for (int j = 0; j < NV; j++) S.extra[i - NR][j] = M[j] + (i == j ? h : R(0));
+          UNROLL for (int q = 0; q < NH; q += 4) *(four*)(S.extra[i - NR] + q) = load4(M + q);
+          S.extra[i - NR][i] += h;
         }
       }
       if (finishing) break;
+      if (EXTRA) sync();
       add_contacts(S, P.ncon, H, x);
       real square = 0;
       EACH(i, NV) square += x[i] * x[i];
@@ -233,5 +254,5 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
     MARK(S, 9);
     if (finishing) break;
   }
-  EACH(i, NV) acceleration[i] = IMPLICIT ? x[i] : P.a[i];
+  MAP(i, NV) acceleration[i] = IMPLICIT ? x[i] : P.a[i];
 }
