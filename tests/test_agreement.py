@@ -4,7 +4,8 @@ Engine `mujoco` equals mj_step bit for bit. `mjwarp` works in float32 and, with 
 differs in one more way: a pyramid stands on the two tangents of the contact's frame, and for a capsule on a plane
 mujoco-warp lays the first along the capsule where C MuJoCo leaves it where it happens to be. Neither is more right. So
 it is compared twice: with C MuJoCo given mujoco-warp's frames, where float32 is all that is left, and with C MuJoCo as
-it is, where worlds in which a capsule slides on the ground differ by what the pyramid is off the round cone.
+it is, where worlds in which a capsule slides on the ground differ by what the pyramid is off the round cone. `warp`
+works in float32 too, with C MuJoCo's own frames.
 """
 
 import mujoco
@@ -27,6 +28,8 @@ LIMIT = int(mujoco.mjtConstraint.mjCNSTR_LIMIT_JOINT)  # rows of limits and cont
 SAME_FRAMES = {"qpos": (3e-7, 3e-6), "qvel": (1e-5, 1e-4), "qacc": (1e-5, 1e-4)}
 # Along the diagonals of a pyramid friction is 1 / sqrt(2) of that along its axes, so a sliding capsule may be slowed by
 # as much less. In the median world none slides. Measured at the 99th percentile: ant 1e-3, 0.3, 0.6; others up to half.
+# `warp` solves the humanoid's contacts less well: measured at the 99th percentile qpos 5e-6, qvel 1e-4, qacc 1.1e-4.
+WARP_HUMANOID = {f: (median, 3 * most) for f, (median, most) in SAME_FRAMES.items()}
 OWN_FRAMES = {"qpos": (3e-7, 1e-2), "qvel": (1e-5, 0.5), "qacc": (1e-5, 1.0)}
 
 
@@ -98,6 +101,23 @@ def test_mjwarp_engine_agrees_with_mj_step(name, device):
     assert not engine.nonfinite.any() and not engine.overflow.any(), text
 
 
+@pytest.mark.parametrize("name, device", on_devices(ASSETS))
+def test_warp_engine_agrees_with_mj_step(name, device):
+    """Its contacts have C MuJoCo's own frames."""
+    s = scene(name)
+    states = random_states(s.model, s.actuation, WORLDS)
+    engine = build(s, WORLDS, "warp", device)
+    put(engine, *states[:2])
+    engine.step(1, states[2].to(engine.device))
+    expected = reference([s.model] * WORLDS, s.actuation, *states)
+    line, bad = compare(engine, expected, WARP_HUMANOID if name == "humanoid" else SAME_FRAMES)
+    print(name, line)
+    assert not bad, (line, bad)
+    for f in ("ncon", "nefc"):
+        assert engine.field(f).tolist() == [getattr(d, f) for d in expected], f
+    assert not engine.nonfinite.any() and not engine.overflow.any()
+
+
 # --- models that differ by world -------------------------------------------------------------------------------------
 
 RANDOMIZED = [
@@ -158,9 +178,10 @@ def test_worlds_of_their_own_equal_models_compiled_so_exactly(name):
     own_worlds(name, "mujoco", "cpu")
 
 
+@pytest.mark.parametrize("engine", ["mjwarp", "warp"])
 @pytest.mark.parametrize("name, device", on_devices(CPU))
-def test_worlds_of_their_own_agree_with_models_compiled_so(name, device):
-    own_worlds(name, "mjwarp", device)
+def test_worlds_of_their_own_agree_with_models_compiled_so(name, device, engine):
+    own_worlds(name, engine, device)
 
 
 def own_worlds(name, engine_name, device):
@@ -176,11 +197,12 @@ def own_worlds(name, engine_name, device):
     assert not np.array_equal(models[0].dof_invweight0, models[1].dof_invweight0)
     frames = frames_of(engine) if engine_name == "mjwarp" else None
     expected = reference(models, s.actuation, *states, frames=frames, kp=values["actuation.kp"])
-    if engine_name == "mjwarp":
+    if engine_name != "mujoco":
         line, bad = compare(engine, expected, SAME_FRAMES)
         print(name, line)
         assert not bad, (line, bad)
-        assert engine._view("nefc").tolist() == [d.nefc for d in expected]
+        rows = engine._view("nefc") if engine_name == "mjwarp" else engine.field("nefc")
+        assert rows.tolist() == [d.nefc for d in expected]
     else:
         for f in FIELDS:
             np.testing.assert_array_equal(engine.field(f).numpy(), stacked(expected, f), err_msg=f)
@@ -202,7 +224,9 @@ def force_on(model, data, body):
 
 
 @pytest.mark.parametrize(
-    "engine_name, device", [("mujoco", "cpu"), ("mjwarp", "cpu"), pytest.param("mjwarp", "cuda", marks=GPU)]
+    "engine_name, device",
+    [(e, "cpu") for e in ("mujoco", "mjwarp", "warp")]
+    + [pytest.param(e, "cuda", marks=GPU) for e in ("mjwarp", "warp")],
 )
 def test_contact_sensors_and_imu_of_go2_flat(engine_name, device):
     """Contact forces against the list of contacts; the IMU against the base's velocity, acceleration and attitude."""

@@ -171,7 +171,7 @@ def test_noise_scale_clip_and_history():
     torch.testing.assert_close(group.raw[:, 2:], fresh.repeat(1, 3))  # a new episode's history is its first reading
 
 
-@pytest.mark.parametrize("engine", ["mujoco", "mjwarp"])
+@pytest.mark.parametrize("engine", ["mujoco", "mjwarp", "warp"])
 def test_a_second_event_sees_what_the_first_one_wrote(engine):
     env = make(
         "cartpole",
@@ -422,7 +422,7 @@ def test_penalties_are_positive_and_upright_is_one_when_upright():
     assert (R.joint_speed_l1(s, joints=everything) > 0).all() and (R.joint_deviation_l2(s, joints=everything) > 0).all()
 
 
-@pytest.mark.parametrize("engine", ["mujoco", "mjwarp"])
+@pytest.mark.parametrize("engine", ["mujoco", "mjwarp", "warp"])
 def test_randomized_worlds_are_those_models(engine):
     """Each world moves as a model compiled with its values; draws follow the range; nothing accumulates over resets."""
     import mujoco

@@ -53,7 +53,7 @@ def start(engine, qpos, qvel):
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("name", ["mujoco", "mjwarp"])
+@pytest.mark.parametrize("name", ["mujoco", "mjwarp", "warp"])
 def test_each_world_moves_as_an_asset_with_its_gains_strength_and_delay(name, law):
     """Four worlds beside four engines of one world, whose asset has the drawn numbers in its own configuration."""
     n, rng = 4, np.random.default_rng(1)
@@ -98,7 +98,7 @@ def test_each_world_moves_as_an_asset_with_its_gains_strength_and_delay(name, la
     assert not np.allclose(others.field("qvel")[0], engine.field("qvel")[0].double(), atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["mujoco", "mjwarp"])
+@pytest.mark.parametrize("name", ["mujoco", "mjwarp", "warp"])
 def test_strength_scales_the_torque_and_its_limit(name):
     """10 N at most: a command of 8 N gives 4 N at half strength and 12 N at 1.5; one of 20 N gives 5 N and 15 N."""
     env = make("cartpole", 2, f"sim.engine={name}", entry("s", field="actuation.strength", range=[1, 1]))
@@ -304,7 +304,9 @@ def test_a_wrench_lasts_as_long_as_drawn_and_ends_with_the_episode():
     assert (env.engine.field("xfrc_applied")[mask] == 0).all()
 
 
-@pytest.mark.parametrize(("task", "engine"), [("ant", "mujoco"), ("cartpole", "mujoco"), ("cartpole", "mjwarp")])
+@pytest.mark.parametrize(
+    ("task", "engine"), [("ant", "mujoco"), *(("cartpole", e) for e in ("mujoco", "mjwarp", "warp"))]
+)
 def test_resuming_is_exact(task, engine):
     overrides = (
         "randomization=hard",

@@ -1,4 +1,4 @@
-"""Contact sensors and IMUs against weights, levers and MuJoCo's own contact forces, on both engines (CPU)."""
+"""Contact sensors and IMUs against weights, levers and MuJoCo's own contact forces, on all engines (CPU)."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from isaacrl.errors import UserError
 from isaacrl.terms import Bound
 
 MODEL = Path(__file__).parent / "models" / "press.xml"
-ENGINES = ("mujoco", "mjwarp")
+ENGINES = ("mujoco", "mjwarp", "warp")
 SENSORS = {
     "feet": {"fn": "contact", "bodies": ["front", "back"], "against": "ground", "history": 3},
     "all": {"fn": "contact", "bodies": ["trunk"]},

@@ -10,26 +10,22 @@ from typing import Any
 import mujoco
 import numpy as np
 import torch
+import warp as wp
 from torch import Tensor
-
-from isaacrl.sim.streams import Launcher  # starts Warp
-import warp as wp  # noqa: I001
 
 from isaacrl.errors import UserError
 from isaacrl.sim.actuators import Law
 from isaacrl.sim.capacity import contacts_of
 from isaacrl.sim.drives import FIELDS, Drives
 from isaacrl.sim.engine import STATE_FIELDS, Actuation, check_computed
-from isaacrl.sim.fused import kernel, tables
-from isaacrl.sim.fused.coverage import explain, uncovered
+from isaacrl.sim.fused import constants, coverage, kernel, tables
+from isaacrl.sim.streams import Launcher  # starts Warp
 from isaacrl.suggest import did_you_mean
 
 _OWN_NAMES = {"qacc_warmstart": "warm", "xfrc_applied": "xfrc", "solver_niter": "niter"}
 _VELOCITIES = ("cvel", "subtree_com", "actuator_velocity")
 _COUNTS = ("ncon", "nefc", "niter")
-# A change of these changes what derives from them.
-_WEIGHTS = {"body_mass", "body_inertia", "body_ipos", "body_iquat", "body_pos", "body_quat", "dof_armature", "qpos0"}
-_WEIGHED = ("body_invweight0", "dof_invweight0")
+_SMALL = tuple(f for f in tables.FORCE_OUTPUTS if f != "sensordata")
 LEAST_TOLERANCE = 1e-6  # of the solver: below, float32 has nothing left to gain (mujoco-warp has the same bound)
 
 
@@ -50,8 +46,12 @@ class WarpEngine:
         reason: str = "",
     ):
         actuation.validate(model.nu)
-        if reasons := uncovered(model, randomized_fields):
-            raise UserError(f"sim.engine: {explain(reasons)}; use sim.engine=mjwarp or mujoco")
+        for name in randomized_fields:
+            if name not in coverage.FIELDS and not hasattr(*_owner(model, name)):
+                hint = did_you_mean(name, coverage.FIELDS)
+                raise ValueError(f"'{name}' is no model field with one value a world{hint}")
+        if reasons := coverage.uncovered(model, randomized_fields):
+            raise UserError(f"sim.engine: {coverage.explain(reasons)}; use sim.engine=mjwarp or mujoco")
         self.model, self.num_envs, self.device = model, num_envs, device
         self.actuation, self.reason = actuation, reason
         self.nconmax = cfg.nconmax or contacts_of(model)
@@ -60,8 +60,10 @@ class WarpEngine:
         self.drives = Drives(model, actuation, num_envs, device, torch.float32, randomized_fields)
         self.law = Law(actuation, num_envs, device, torch.float32, self.drives.values)
         self._own = (self._randomized | set(self.drives.needs)) - {"actuation.strength"}
-        if self._own & _WEIGHTS:
-            self._own |= set(_WEIGHED)
+        self._derive = None
+        if varied := self._own & {*constants.FIELDS}:
+            self._derive = constants.Constants(model, device, varied)
+            self._own |= {"body_invweight0", "dof_invweight0"}
         self._own -= {n for n in ("actuation.kp", "actuation.kd") if not self.law.any_pd}
         self._everywhere = torch.ones(num_envs, dtype=torch.bool, device=device)
         self.overflow = self._new(dtype=torch.int64)
@@ -72,21 +74,38 @@ class WarpEngine:
             "warm": self._new(model.nv),
             "target": self._new(model.nu),
             "time": self._new(),
-            "overflow": self.overflow,
+            "overflow": self._new(dtype=torch.int64),
             "nonfinite": self.nonfinite,
             "fresh": self.law.fresh,
         }
         self._model_fields = {f: self._model_tensor(f) for f in sorted(self._own - {*FIELDS})} | self.drives.values
         self._template = mujoco.MjData(model)
+        # Where a reset starts, [E, ...] or [1, ...]; of mocap bodies the rows `_mocap` of what holds for all bodies.
+        start = {"qpos": "qpos0", "mocap_pos": "body_pos", "mocap_quat": "body_quat"}
+        self._default = {
+            name: self._model_fields[f] if f in self._model_fields else self._model_tensor(f)[:1]
+            for name, f in start.items()
+        }
+        mocap = np.argsort(model.body_mocapid)[model.nbody - model.nmocap :]
+        self._mocap = torch.as_tensor(mocap, device=device)
         for name in ("mocap_pos", "mocap_quat"):
             if model.nmocap:
                 self._arrays[name] = self._new(model.nmocap, 3 if name == "mocap_pos" else 4)
+        # Outputs of a physics step cannot be had later, when somebody asks for them; the small ones are always kept.
+        for name in ("ctrl", *_SMALL):
+            self._arrays[name] = self._blank(name)
         self._compile()
         self.reset()
         self.forward()
 
     def _new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(self.num_envs, *shape, dtype=dtype, device=self.device)
+
+    def _blank(self, name: str) -> Tensor:
+        """A new array of MuJoCo's shape for the field of that name."""
+        count = _OWN_NAMES.get(name, name) in _COUNTS
+        shape = () if count else np.shape(getattr(self._template, name))
+        return self._new(*shape, dtype=torch.int32 if count else torch.float32)
 
     # --- the kernel --------------------------------------------------------------------------------------------------
 
@@ -147,11 +166,7 @@ class WarpEngine:
             known = (*STATE_FIELDS, "solver_niter", *tables.STATE_OUTPUTS, *tables.FORCE_OUTPUTS)
             if name not in known or name == "niter":
                 raise ValueError(f"'{name}' is not a field that warp computes{did_you_mean(name, known)}")
-            count = own in _COUNTS
-            shape = () if count else np.shape(getattr(self._template, name))
-            if name in ("xmat", "ximat", "geom_xmat", "site_xmat"):
-                shape = (shape[0], 9)
-            self._arrays[own] = self._new(*shape, dtype=torch.int32 if count else torch.float32)
+            self._arrays[own] = self._blank(name)
             self._connect()
             self.forward()
         return self._arrays[own]
@@ -167,29 +182,25 @@ class WarpEngine:
 
     def reset(self, mask: Tensor | None = None) -> None:
         mask = self._everywhere if mask is None else mask
-        m, own = self.model, self._model_fields
-        default = {"qpos": own.get("qpos0", self._shared("qpos0"))}
-        if m.nmocap:
-            ids = torch.as_tensor(np.flatnonzero(m.body_mocapid >= 0), device=self.device)
-            ids = ids[torch.as_tensor(m.body_mocapid[m.body_mocapid >= 0], device=self.device).argsort()]
-            default["mocap_pos"] = own.get("body_pos", self._shared("body_pos")[None])[:, ids]
-            default["mocap_quat"] = own.get("body_quat", self._shared("body_quat")[None])[:, ids]
         for name, field in self._arrays.items():
-            if name in default:
-                field.copy_(torch.where(_rows(mask, field), default[name], field))
+            if name in self._default:
+                value = self._default[name] if name == "qpos" else self._default[name][:, self._mocap]
+                field.copy_(torch.where(_rows(mask, field), value, field))
             elif name in _RESET and field.numel():
                 field.masked_fill_(_rows(mask, field), 0)
         self.law.reset(mask)
 
-    def _shared(self, name: str) -> Tensor:
-        return torch.as_tensor(getattr(self.model, name), dtype=torch.float32, device=self.device)
-
     # --- physics -----------------------------------------------------------------------------------------------------
 
     def step(self, n: int, target: Tensor) -> None:
-        self._arrays["target"].copy_(target)
+        mine = self._arrays["target"].copy_(target)
+        # Limits of controls and forces would hide a target that is not finite: its world shall fail.
+        self._arrays["qvel"][:, 0] += 0 * mine.sum(dim=1)
         self.drives.write(self._model_fields.__getitem__)
         self._launch(n)
+        full = self._arrays["overflow"]  # how many physics steps of these overflowed
+        self.overflow += full > 0
+        full.zero_()
 
     def forward(self, mask: Tensor | None = None) -> None:
         # Of all worlds: where nothing was written, the same values come out again.
@@ -198,8 +209,8 @@ class WarpEngine:
     # --- per-world model fields --------------------------------------------------------------------------------------
 
     def _model_tensor(self, name: str) -> Tensor:
-        owner, attribute = (self.model.opt, name[4:]) if name.startswith("opt.") else (self.model, name)
-        value = torch.as_tensor(np.array(getattr(owner, attribute)), dtype=torch.float32, device=self.device)
+        value = np.array(getattr(*_owner(self.model, name)))
+        value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
         return value.expand(self.num_envs, *value.shape).clone()
 
     def model_field(self, name: str) -> Tensor:
@@ -214,24 +225,31 @@ class WarpEngine:
             self._compile()
 
     def set_const(self) -> None:
-        if self._own & _WEIGHTS:
-            from isaacrl.sim.fused.constants import derive
-
-            derive(self.model, {f: self._model_fields[f] for f in sorted(self._own & (_WEIGHTS | set(_WEIGHED)))})
+        if self._derive:
+            self._derive(self._model_fields)
         self.forward()
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def _tensors(self) -> dict[str, Tensor]:
-        groups = {"state": self._arrays, "model": self._model_fields, "law": self.law.state()}
-        return {f"{group}/{k}": v for group, of in groups.items() for k, v in of.items() if k != "nonfinite"}
+        derived = {*tables.STATE_OUTPUTS, "target", "nonfinite", "fresh"}  # the last is the law's
+        state = {k: v for k, v in self._arrays.items() if k not in derived} | {"overflow": self.overflow}
+        groups = {"state": state, "model": self._model_fields, "law": self.law.state()}
+        return {f"{group}/{k}": v for group, of in groups.items() for k, v in of.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {k: v.clone() for k, v in self._tensors().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        public = {own: name for name, own in _OWN_NAMES.items()}
+        for k in state:
+            own = k.removeprefix("state/")
+            if own != k and own not in self._arrays:  # asked for there, not here
+                self.field(public.get(own, own))
         for k, v in self._tensors().items():
-            if k in state:
+            if k.startswith("state/") and k not in state:  # asked for here, not there
+                v.zero_()
+            else:
                 v.copy_(state[k])
         self.forward()
 
@@ -242,10 +260,15 @@ _RESET = ("qvel", "warm", "time", *tables.OPTIONAL[:3], *tables.FORCE_OUTPUTS[:5
 
 def lanes_of(model: mujoco.MjModel) -> int:
     """Lanes a world: about one for each degree of freedom; measured (benchmarks/physics.py)."""
-    for lanes, most in ((4, 4), (8, 9), (16, 20)):
+    for lanes, most in ((4, 4), (8, 8), (16, 20)):
         if model.nv <= most:
             return lanes
     return 32
+
+
+def _owner(model: mujoco.MjModel, name: str) -> tuple[Any, str]:
+    """Where a model field is, and its name there."""
+    return (model.opt, name.removeprefix("opt.")) if name.startswith("opt.") else (model, name)
 
 
 def _rows(mask: Tensor, field: Tensor) -> Tensor:

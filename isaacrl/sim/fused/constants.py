@@ -114,7 +114,7 @@ class Constants:
             pos, mat = _put(pos, self.turned, shift), _put(mat, self.turned, turn)
         for up in self.up:  # frames relative to the 1st, 2nd, 4th, ... above them
             pos = pos[:, up] + _apply(mat[:, up], pos)
-            mat = mat[:, up] @ mat
+            mat = _times(mat[:, up], mat)
         axis = _apply(mat[:, self.axis_frame], self.dof_axis)
         anchor = pos[:, self.anchor_frame] + _apply(mat[:, self.anchor_frame], self.dof_anchor)
         linear = torch.where(self.dof_turns > 0, torch.linalg.cross(anchor, axis), axis)
@@ -135,7 +135,7 @@ class Constants:
     def _weights(self, f: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         pos, mat, angular, linear = self.still or self._axes(f)
         com = pos + _apply(mat, f["body_ipos"])
-        inertia = self._inertia(f, com, mat @ _matrix(f["body_iquat"]), angular, linear)
+        inertia = self._inertia(f, com, _times(mat, _matrix(f["body_iquat"])), angular, linear)
         inverse = _inverse(inertia, self.levels)
         # Velocity of every centre of mass by every dof, [., nbody, 3, nv], angular and linear.
         above = self.above[:, None, :]
@@ -161,7 +161,7 @@ class Constants:
         mass = f["body_mass"][..., None]
         first, eye = mass * com, torch.eye(3, dtype=com.dtype, device=com.device)
         spread = (com * com).sum(-1)[..., None, None] * eye - com[..., None] * com[..., None, :]
-        second = (axes * f["body_inertia"][..., None, :]) @ axes.mT + mass[..., None] * spread
+        second = _times(axes * f["body_inertia"][..., None, :], axes.mT) + mass[..., None] * spread
         parts = [x.expand(max(len(mass), len(second)), *x.shape[1:]) for x in (mass, first, second.flatten(2))]
         mass, first, second = (self.moved @ torch.cat(parts, dim=2)).split((1, 3, 9), dim=2)
         spin = _apply(second.unflatten(2, (3, 3)), angular) + torch.linalg.cross(first, linear)
@@ -213,8 +213,13 @@ def _inverse(matrix: Tensor, levels: list[Tensor]) -> Tensor:
 
 
 def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
-    """matrix [..., 3, 3] times vector [..., 3]."""
-    return (matrix @ vector[..., None])[..., 0]
+    """matrix [..., 3, 3] times vector [..., 3]; several times as fast as torch's product of small matrices."""
+    return (matrix * vector[..., None, :]).sum(dim=-1)
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """The product of matrices [..., 3, 3]."""
+    return (a[..., None] * b[..., None, :, :]).sum(dim=-2)
 
 
 def _put(tensor: Tensor, at: Tensor, value: Tensor) -> Tensor:
