@@ -91,6 +91,7 @@ FN void smooth_forces(const World& w, Scratch& S, bool last, Per<real, NV>& forc
     }
 #endif
     if (applied) f += applied[i];
+    if (!(magnitude(f) <= R(1e30))) S.failed = 1;  // the solver would end where it starts
     force[i] = f, slope[i] = s;
   }
 }
