@@ -28,8 +28,13 @@ def estimate(model: mujoco.MjModel) -> tuple[int | None, int | None]:
 
 
 def contacts_of(model: mujoco.MjModel) -> int:
-    """Contacts a world to make room for in engine warp: the most in the poses of `estimate`, and half as much again."""
-    return 4 * math.ceil(RESERVE * max(_most(model)[0], 2) / 4)
+    """Contacts a world to make room for in engine warp.
+
+    Twice the most in the poses of `estimate`, while that is little; where it is much, a tenth more: scratch memory
+    decides how many worlds a GPU steps at once.
+    """
+    most = _most(model)[0]
+    return 4 * math.ceil(max(4, min(2 * most, max(1.1 * most, 16))) / 4)
 
 
 def _most(model: mujoco.MjModel) -> tuple[int, int]:

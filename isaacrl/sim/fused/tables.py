@@ -20,7 +20,7 @@ _FREE, _BALL, _SLIDE, _HINGE = range(4)  # mjtJoint
 _D, _E = mujoco.mjtDisableBit, mujoco.mjtEnableBit
 
 # Live arrays of every world by name; the kernel calls them A_<NAME>.
-STATE = ("qpos", "qvel", "warm", "target", "time", "overflow", "nonfinite", "fresh", "line", "num_worlds")
+STATE = ("qpos", "qvel", "warm", "target", "time", "overflow", "nonfinite", "fresh", "line", "num_worlds", "rows")
 OPTIONAL = ("ctrl", "qfrc_applied", "xfrc", "mocap_pos", "mocap_quat")
 STATE_OUTPUTS = (
     *("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
@@ -81,6 +81,12 @@ class Tables:
     own_columns: dict[str, int] = field(default_factory=dict)
     constants: str = ""
 
+    @property
+    def row_columns(self) -> int:
+        """Reals a world of the live array `rows`."""
+        s = self.sizes
+        return (int(s["NCON"]) - int(s["NFAST"])) * int(s["MAXDIM"]) * _padded(int(s["NV"]))
+
     def arrays(self) -> list[str]:
         """Names of all live arrays in the order of the kernel's table of addresses."""
         return [*ARRAYS, *(f"own_{name}" for name in self.own)]
@@ -123,11 +129,13 @@ def make_tables(
     nconmax: int,
     tolerance: float,
     delays: int = 0,
+    fast_contacts: int | None = None,
     randomized: frozenset[str] = frozenset(),
 ) -> Tables:
     """Tables of a model that `coverage.uncovered` has nothing against.
 
-    nconmax: contacts a world has room for. delays: places in the delay line, 0 for none.
+    nconmax: contacts a world has room for; fast_contacts: how many of them in scratch memory, by default all; of the
+    others the live array `rows`, `Tables.row_columns` reals a world, holds the rows of J. delays: places in the delay line, 0 for none.
     randomized: fields with one value a world, of PER_WORLD.
     """
     m = model
@@ -147,6 +155,7 @@ def make_tables(
     geoms = ints["pair_int"].reshape(-1, PAIR_INTS)[:, [_PAIR_INTS.index("GEOM_A"), _PAIR_INTS.index("GEOM_B")]]
     sensors.add(m, geoms, sizes, reals, ints)
     sizes["NCON"] = (max(1, nconmax) if pairs else 0) + int(sizes["BALL_LIMITS"])
+    sizes["NFAST"] = sizes["NCON"] if fast_contacts is None else min(int(sizes["NCON"]), fast_contacts)
     sizes["OWN_FRICTION"] = int("geom_friction" in randomized)
     sizes["LOSSES"] = int(bool((m.dof_frictionloss > 0).any()) or "dof_frictionloss" in randomized)
     sizes["STIFFNESS"] = int(bool((m.jnt_stiffness != 0).any()) or "jnt_stiffness" in randomized)

@@ -2,8 +2,9 @@
 #pragma once
 
 // The control of actuator u in this physics step: its target, late by the delay, and the explicit PD law.
-FN real control_of(const World& w, const Scratch& S, int u, bool& fresh) {
+FN real control_of(const World& w, Scratch& S, int u, bool fresh) {
   real target = live<const real>(w, A_TARGET, NU)[u];
+  if (!(magnitude(target) <= R(1e10))) S.failed = 1;  // limits would hide it
 #if LINE  // places in the delay line, newest first: [LINE, number of worlds, NU]
   real* line = (real*)w.arrays[A_LINE] + (size_t)w.id * NU + u;
   size_t stride = (size_t)w.arrays[A_NUM_WORLDS] * NU;
@@ -42,7 +43,6 @@ FN void smooth_forces(const World& w, Scratch& S, bool last, Per<real, NV>& forc
   EACH(u, NU) {
     real ctrl = control_of(w, S, u, fresh);
     if (last && w.arrays[A_CTRL]) live<real>(w, A_CTRL, NU)[u] = ctrl;
-    if (!(magnitude(ctrl) <= R(1e10))) S.failed = 1;
     if (actuator_ctrllimited(w)[u]) {
       ctrl = clamp_to(ctrl, actuator_ctrlrange(w)[2 * u], actuator_ctrlrange(w)[2 * u + 1]);
     }

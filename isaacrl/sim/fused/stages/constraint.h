@@ -23,7 +23,7 @@ FN vec3 seen_from_other(const World& w, const Scratch& S, const real* c) {
 // The rows of J of contact k to S.row.
 FN void write_rows(const World& w, Scratch& S, int k) {
   const real* c = S.contact[k];
-  real(*row)[NH] = &S.row[k * MAXDIM];
+  real(*row)[NH] = (real(*)[NH])rows_of_contact(w, S, k);
   int body = (int)c[C_BODY], other = (int)c[C_OTHER];
   vec3 n = v3(c + C_NORMAL), t = v3(c + C_TANGENT), s = cross(n, t), p = v3(c + C_POS), p_other = seen_from_other(w, S, c);
   real sign = c[C_SIGN];
@@ -59,9 +59,10 @@ FN real row_dot(const real* a, const real* b) {
   return s + t;
 }
 // J x of contact k.
-FN Rows motion_of(const Scratch& S, int k, const real* x) {
+FN Rows motion_of(const World& w, Scratch& S, int k, const real* x) {
   Rows r;
-  UNROLL for (int j = 0; j < MAXDIM; j++) r.v[j] = row_dot(S.row[k * MAXDIM + j], x);
+  const real* J = rows_of_contact(w, S, k);
+  UNROLL for (int j = 0; j < MAXDIM; j++) r.v[j] = row_dot(J + j * NH, x);
   return r;
 }
 
@@ -70,9 +71,9 @@ FN real friction_of(const real* c, int row) {
 }
 
 // Reference accelerations of contact k.
-FN Rows reference_acceleration(const Scratch& S, int k) {
+FN Rows reference_acceleration(const World& w, Scratch& S, int k) {
   const real* c = S.contact[k];
-  Rows v = motion_of(S, k, S.qvel), a;
+  Rows v = motion_of(w, S, k, S.qvel), a;
   real spring = c[C_AREF], damping = c[C_AREF + 1], damping_friction = ELLIPTIC ? c[C_AREF + 2] : damping;
   a.v[0] = -damping * v.v[0] - spring;
   UNROLL for (int j = 1; j < MAXDIM; j++) a.v[j] = -damping_friction * v.v[j];

@@ -13,10 +13,8 @@
 #if defined(__CUDA_ARCH__)
 #define GPU 1
 #define FN __device__ __forceinline__
-// A stage that is called, not inlined: it talks through scratch memory alone, and begins with IN_SCRATCH(S).
-#define STAGE __device__ __noinline__
-#define IN_SCRATCH(S) __builtin_assume(__isShared(&S))
-#define IN_GLOBAL(w) __builtin_assume(__isGlobal(w.params)), __builtin_assume(__isGlobal(w.tables)), __builtin_assume(__isGlobal(w.arrays))
+// A function that is called, not inlined: it is hardly ever needed.
+#define RARE __device__ __noinline__
 #define UNROLL _Pragma("unroll")
 #define ROLLED _Pragma("unroll 1")
 #define ALIGNED __align__(16)
@@ -25,9 +23,7 @@
 #else
 #define GPU 0
 #define FN static inline
-#define STAGE static
-#define IN_SCRATCH(S)
-#define IN_GLOBAL(w)
+#define RARE static
 #define UNROLL
 #define ROLLED
 #define ALIGNED alignas(4 * sizeof(REAL))

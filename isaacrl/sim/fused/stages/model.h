@@ -17,8 +17,9 @@
 #define MATRIX 28                     // a packed 6 x 6 matrix (21), a spatial force (6), padding: no bank conflicts
 #define WRENCH 21                     // where the spatial force begins
 #define TRIANGLE (MAXDIM * (MAXDIM + 1) / 2)  // a packed symmetric matrix of a contact's rows
-#define C_FORCE (MAXDIM > 3 || ANISOTROPIC ? 24 : 20)  // of the rows, and
-#define C_HESSIAN (C_FORCE + PADDED(MAXDIM))           // the second derivative of their cost by the rows
+#define FRICTIONS (MAXDIM > 3 || ANISOTROPIC ? 4 : 0)
+#define C_FORCE (MAXDIM > 3 ? 20 + FRICTIONS : C_AREF)                       // of the rows (a_ref is in use no more)
+#define C_HESSIAN (20 + FRICTIONS + (MAXDIM > 3 ? PADDED(MAXDIM) : 0))  // second derivative of their cost by the rows
 #define RECORD (C_HESSIAN + PADDED(TRIANGLE))
 
 struct World {
@@ -63,13 +64,14 @@ struct ALIGNED Scratch {
       };
     };
     struct {  // the solver alone
-      ALIGNED real row[AT_LEAST_ONE(NCON * MAXDIM)][NH];  // J of the contacts
+      ALIGNED real row[AT_LEAST_ONE(NFAST * MAXDIM)][NH];  // J of the first contacts; see rows_of_contact
       ALIGNED real extra[AT_LEAST_ONE(NV - NR)][NH];      // rows of the Hessian
       ALIGNED real pivot[2][2 * ROWS];
     };
     ALIGNED real share[AT_LEAST_ONE(NCON)][8];  // each contact's part of the sensors: these alone
   };
-  int failed;  // not 0: a control is not a number
+  int failed;      // not 0: a target is not a number
+  int overflowed;  // not 0: there was no room for a contact
 #if PROFILE
   unsigned clock, ticks[16];
 #endif
@@ -109,6 +111,14 @@ struct ALIGNED_INT words {
 FN words body_words(const World& w, int body) { return ((const words*)body_packed(w))[body]; }
 FN words dof_words(const World& w, int dof) { return ((const words*)dof_packed(w))[dof]; }
 FN int byte_of(int word, int k) { return (word >> (8 * k)) & 255; }
+
+// J of contact k, [MAXDIM][NH]. Most worlds have few contacts: only the first have room in scratch memory.
+FN real* rows_of_contact(const World& w, Scratch& S, int k) {
+#if NCON > NFAST
+  if (k >= NFAST) return live<real>(w, A_ROWS, (NCON - NFAST) * MAXDIM * NH) + (k - NFAST) * MAXDIM * NH;
+#endif
+  return S.row[k * MAXDIM];
+}
 
 // Where the positions of a body's tree are counted from: the base of a free tree, else the world's origin. Far from the
 // world's origin float32 has no millimetres, so only differences are ever formed of these.

@@ -24,11 +24,11 @@ FN constexpr int at(int a, int b) { return a > b ? a * (a + 1) / 2 + b : b * (b 
 // --- gradient and Hessian --------------------------------------------------------------------------------------------
 
 // Adds J' K J of the contacts to the Hessian, and J' f to the forces.
-FN void add_contacts(Scratch& S, int ncon, Per<Row, ROWS>& H, Per<real, NV>& force) {
+FN void add_contacts(const World& w, Scratch& S, int ncon, Per<Row, ROWS>& H, Per<real, NV>& force) {
   ROLLED for (int k = 0; k < ncon; k++) {
     const real* c = S.contact[k];
     if (c[C_HESSIAN] == 0) continue;  // it pushes nothing
-    const real(*J)[NH] = &S.row[k * MAXDIM];
+    const real(*J)[NH] = (const real(*)[NH])rows_of_contact(w, S, k);
     real f[PADDED(MAXDIM)], K[PADDED(TRIANGLE)];
     UNROLL for (int q = 0; q < PADDED(MAXDIM); q += 4) {
       four v = load4(c + C_FORCE + q);
@@ -134,7 +134,7 @@ FN void begin(const World& w, Scratch& S, Problem& P) {
   sync();
   EACH_OF(c, P.ncon, NCON) {
     nefc += rows_of(S.contact[c]);
-    Rows a = reference_acceleration(S, c);
+    Rows a = reference_acceleration(w, S, c);
     UNROLL for (int k = 0; k < MAXDIM; k++) P.x[c].v[k] = -a.v[k];
   }
   EACH(i, NV) {
@@ -185,7 +185,7 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
       sync();
       MAP(i, NV) S.vector[i] = x[i];
       sync();
-      EACH_OF(c, P.ncon, NCON) jv[c] = motion_of(S, c, S.vector);
+      EACH_OF(c, P.ncon, NCON) jv[c] = motion_of(w, S, c, S.vector);
       MAP(i, NV) Mx[i] = row_dot(S.mass[i], S.vector);
       MARK(S, 5);
       real t = 1;
@@ -241,7 +241,7 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
       }
       if (finishing) break;
       if (EXTRA) sync();
-      add_contacts(S, P.ncon, H, x);
+      add_contacts(w, S, P.ncon, H, x);
       real square = 0;
       EACH(i, NV) square += x[i] * x[i];
       square = across(square);

@@ -12,7 +12,7 @@ FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
   P.ncon = P.ncon < NCON ? P.ncon : NCON;
 #endif
   if (found > NCON) {
-    EACH(one, 1) *live<long long>(w, A_OVERFLOW, 1) += 1;
+    EACH(one, 1) S.overflowed = 1;
   }
   MARK(S, 2);
   inertia_and_bias(w, S);
@@ -31,7 +31,7 @@ FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
 FN void load_state(const World& w, Scratch& S) {
   const real *qpos = live<const real>(w, A_QPOS, NQ), *qvel = live<const real>(w, A_QVEL, NV);
   const real* warm = live<const real>(w, A_WARM, NV);
-  EACH(one, 1) S.failed = 0;
+  EACH(one, 1) S.failed = S.overflowed = 0;
   EACH_OF_MANY(i, NQ) S.qpos[i] = qpos[i];
   EACH_OF_MANY(i, NV) S.qvel[i] = qvel[i], S.warm[i] = warm[i];
   sync();
@@ -51,9 +51,7 @@ FN bool all_sound(const Scratch& S) {
 }
 
 // A world that failed starts anew, like a reset, and says so.
-STAGE void start_anew(World w, Scratch& S) {
-  IN_SCRATCH(S);
-  IN_GLOBAL(w);
+RARE void start_anew(World w, Scratch& S) {
   EACH_OF_MANY(i, NQ) S.qpos[i] = qpos0(w)[i];
   EACH_OF_MANY(i, NV) S.qvel[i] = S.warm[i] = 0;
   const int zeroed[] = {A_CTRL, NU, A_QFRC_APPLIED, NV, A_XFRC, 6 * NB, A_QACC, NV, A_QFRC_CONSTRAINT, NV, A_QFRC_SMOOTH, NV,
@@ -73,6 +71,7 @@ STAGE void start_anew(World w, Scratch& S) {
 FN void finish_state(const World& w, Scratch& S, int substeps) {
   EACH(one, 1) {
     *live<unsigned char>(w, A_NONFINITE, 1) = 0;
+    if (S.overflowed) *live<long long>(w, A_OVERFLOW, 1) += 1;
     real* time = live<real>(w, A_TIME, 1);
     ROLLED for (int k = 0; k < substeps; k++) *time += TIMESTEP;  // as single steps would
   }
