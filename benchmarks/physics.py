@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         with wp.ScopedDevice("cpu"), torch.no_grad():
             return _run(args, "cpu")
     stream = torch.cuda.Stream("cuda:0")
+    wp.init()
     with torch.cuda.stream(stream), wp.ScopedStream(wp.stream_from_torch(stream)), torch.no_grad():
         return _run(args, "cuda:0")
 

@@ -103,41 +103,34 @@ FN int collide(const World& w, Scratch& S) {
   int ncon = 0;
 #if NG
   place_geoms(w, S);
-  BATCHES(i, NPLANE_ITEMS) {  // each possible contact of each pair with a plane
+  // What to try: each possible contact of a pair with a plane, and of the other pairs that are near each other.
+  int items = NPLANE_ITEMS;
+#if NPAIR
+  BATCHES(i, NPAIR) {
+    bool found = i < NPAIR && near(w, S, FIRST_PAIR + i);
+    int place = append(found, items);
+    if (found) S.candidate[place - NPLANE_ITEMS] = FIRST_PAIR + i;
+  }
+  int near_pairs = items - NPLANE_ITEMS;
+  items = NPLANE_ITEMS + near_pairs * POSSIBLE_PAIR;
+  sync();
+#endif
+  BATCHES(i, items) {
     Hit hit;
     vec3 pos;
     int pair = 0;
     bool found = false;
-    if (i < NPLANE_ITEMS) {
-      pair = plane_item(w)[2 * i];
-      found = try_contact(w, S, pair, plane_item(w)[2 * i + 1], hit, pos);
+    if (i < items) {
+      int k = 0;
+      if (i < NPLANE_ITEMS) pair = plane_item(w)[2 * i], k = plane_item(w)[2 * i + 1];
+#if NPAIR
+      else k = (i - NPLANE_ITEMS) / near_pairs, pair = S.candidate[(i - NPLANE_ITEMS) - k * near_pairs];
+#endif
+      found = k < POSSIBLE(pair_int(w)[PAIR_INTS * pair + P_KIND]) && try_contact(w, S, pair, k, hit, pos);
     }
     int place = append(found, ncon);
     if (found && place < NCON) record(w, S, pair, hit, pos, S.contact[place]);
   }
-#if NPAIR
-  int candidates = 0;
-  BATCHES(i, NPAIR) {
-    bool found = i < NPAIR && near(w, S, FIRST_PAIR + i);
-    int place = append(found, candidates);
-    if (found) S.candidate[place] = FIRST_PAIR + i;
-  }
-  sync();
-  ROLLED for (int k = 0; k < POSSIBLE_PAIR; k++) {
-    BATCHES(i, candidates) {
-      Hit hit;
-      vec3 pos;
-      int pair = 0;
-      bool found = false;
-      if (i < candidates) {
-        pair = S.candidate[i];
-        found = k < POSSIBLE(pair_int(w)[PAIR_INTS * pair + P_KIND]) && try_contact(w, S, pair, k, hit, pos);
-      }
-      int place = append(found, ncon);
-      if (found && place < NCON) record(w, S, pair, hit, pos, S.contact[place]);
-    }
-  }
-#endif
   sync();
 #endif
   return ncon;

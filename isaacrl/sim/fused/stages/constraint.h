@@ -44,25 +44,25 @@ FN void write_rows(const World& w, Scratch& S, int k) {
     row[4][i] = dot(t, rot), row[5][i] = dot(s, rot);
 #endif
   }
+  EACH(i, NH - NV) UNROLL for (int j = 0; j < MAXDIM; j++) row[j][NV + i] = 0;
 }
 
-// a . b over the dofs; rows of NH reals.
+FN real dot4(four a, four b) { return a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w); }
+// a . b over the dofs; rows of NH reals, of which those beyond NV are 0.
 FN real row_dot(const real* a, const real* b) {
-  real s = 0, t = 0;
-  UNROLL for (int q = 0; q < NH; q += 4) {
-    four x = load4(a + q), y = load4(b + q);
-    s += x.x * y.x;
-    if (q + 1 < NV) t += x.y * y.y;
-    if (q + 2 < NV) s += x.z * y.z;
-    if (q + 3 < NV) t += x.w * y.w;
-  }
-  return s + t;
+  real s = 0;
+  ROLLED for (int q = 0; q < NH; q += 4) s += dot4(load4(a + q), load4(b + q));
+  return s;
 }
 // J x of contact k.
 FN Rows motion_of(const World& w, Scratch& S, int k, const real* x) {
   Rows r;
   const real* J = rows_of_contact(w, S, k);
-  UNROLL for (int j = 0; j < MAXDIM; j++) r.v[j] = row_dot(J + j * NH, x);
+  UNROLL for (int j = 0; j < MAXDIM; j++) r.v[j] = 0;
+  ROLLED for (int q = 0; q < NH; q += 4) {
+    four y = load4(x + q);
+    UNROLL for (int j = 0; j < MAXDIM; j++) r.v[j] += dot4(load4(J + j * NH + q), y);
+  }
   return r;
 }
 

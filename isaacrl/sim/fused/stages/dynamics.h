@@ -6,7 +6,7 @@ FN void sum_along_chains(const World& w, Scratch& S) {
   Per<spatial, NV> x;
   Per<int, NV> up;
   MAP(i, NV) up[i] = dof_words(w, i).c, x[i] = load_spatial(S.chain[i]);
-  UNROLL for (int k = 0; k < DOF_ROUNDS; k++) {
+  ROLLED for (int k = 0; k < DOF_ROUNDS; k++) {
     sync();
     MAP(i, NV) {
       int above = k < 4 ? byte_of(up[i], k) : dof_up(w)[k * NV + i];
@@ -26,15 +26,14 @@ FN spatial of_body(const World& w, const Scratch& S, int body) {
 }
 
 // S.sums[b][first .. first + count) becomes its sum over the subtree of b; one lane an element.
-template <int first, int count>
-FN void sum_over_subtrees(Scratch& S) {
+FN void sum_over_subtrees(const World& w, Scratch& S, int first, int count) {
   sync();
-  MAP(e, count) {
-    real x[NB];
+  EACH_OF_MANY(e, count) {
     real* column = &S.sums[0][first + e];
-    UNROLL for (int b = 1; b < NB; b++) x[b] = column[b * MATRIX];
-    UNROLL for (int b = NB - 1; b > 0; b--) if (BODY_PARENT[b]) x[BODY_PARENT[b]] += x[b];
-    UNROLL for (int b = 1; b < NB; b++) column[b * MATRIX] = x[b];
+    ROLLED for (int b = NB - 1; b > 0; b--) {
+      int parent = byte_of(body_words(w, b).a, 0);
+      if (parent) column[parent * MATRIX] += column[b * MATRIX];
+    }
   }
   sync();
 }
@@ -129,7 +128,7 @@ FN void inertia_and_bias(const World& w, Scratch& S) {
     real* out = S.sums[b] + WRENCH;
     store(out, f.rot), store(out + 3, f.lin);
   }
-  sum_over_subtrees<WRENCH, 6>(S);
+  sum_over_subtrees(w, S, WRENCH, 6);
   MAP(i, NV) S.vector[i] = along_axis(w, S, i);
   sync();
 }
@@ -138,9 +137,9 @@ FN void inertia_and_bias(const World& w, Scratch& S) {
 // MuJoCo: mj_crb).
 FN void mass_matrix(const World& w, Scratch& S) {
   MAP(e, WRENCH) {
-    UNROLL for (int b = 1; b < NB; b++) S.sums[b][e] = S.inertia[b][e];
+    ROLLED for (int b = 1; b < NB; b++) S.sums[b][e] = S.inertia[b][e];
   }
-  sum_over_subtrees<0, WRENCH>(S);
+  sum_over_subtrees(w, S, 0, WRENCH);
   MAP(i, NV) UNROLL for (int q = 0; q < NH; q += 4) store4(S.mass[i] + q, 0, 0, 0, 0);
   sync();
   MAP(i, NV) {
@@ -148,7 +147,7 @@ FN void mass_matrix(const World& w, Scratch& S) {
     int depth = byte_of(dof.b, 3);
     spatial f = times(load_matrix(S.sums[byte_of(dof.a, 0)]), axis_of(S, i));
     S.mass[i][i] = dot(axis_of(S, i), f) + dof_armature(w)[i];
-    UNROLL for (int q = 0; q < DEPTH_WORDS; q++) {
+    ROLLED for (int q = 0; q < DEPTH_WORDS; q++) {
       int above = dof_above(w)[q * NV + i];
       UNROLL for (int d = 0; d < 4; d++) {
         if (4 * q + d < depth) {

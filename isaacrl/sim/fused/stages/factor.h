@@ -82,18 +82,16 @@ FN void eliminate(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x, Per<real, R
 }
 
 // Solves in place: x holds b, then the solution. H is destroyed; rows and columns beyond NR are those of the identity.
-// Wide loops of little code: each works on a few columns more than it needs to, but stays in the instruction cache.
+// Loops of little code, which work on a few columns more than they need to: a kernel of this size is bound by fetching
+// its instructions, so all loops here are kept small.
 FN void gauss_jordan(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x) {
   Per<real, ROWS> scale;
   EACH_LANE(i) scale[i] = 0;
   int k = 0;
-#if NROW > 24
-  ROLLED for (; k < NROW - 16; k += 4) eliminate<NROW>(S, H, x, scale, k);
-#endif
 #if NROW > 12
-  ROLLED for (; k < NROW - 8; k += 4) eliminate<(NROW > 24 ? 16 : NROW)>(S, H, x, scale, k);
+  ROLLED for (; k < NROW - 12; k += 4) eliminate<NROW>(S, H, x, scale, k);
 #endif
-  ROLLED for (; k < NROW; k += 4) eliminate<(NROW > 12 ? 8 : NROW)>(S, H, x, scale, k);
+  ROLLED for (; k < NROW; k += 4) eliminate<(NROW > 12 ? 12 : NROW)>(S, H, x, scale, k);
   EACH_LANE(i) x[i] *= scale[i];
   sync();
 }

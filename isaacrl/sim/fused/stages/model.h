@@ -66,7 +66,7 @@ struct ALIGNED Scratch {
     struct {  // the solver alone
       ALIGNED real row[AT_LEAST_ONE(NFAST * MAXDIM)][NH];  // J of the first contacts; see rows_of_contact
       ALIGNED real extra[AT_LEAST_ONE(NV - NR)][NH];      // rows of the Hessian
-      ALIGNED real pivot[2][2 * ROWS];
+      ALIGNED real pivot[2][2 * ROWS + 12];
     };
     ALIGNED real share[AT_LEAST_ONE(NCON)][8];  // each contact's part of the sensors: these alone
   };

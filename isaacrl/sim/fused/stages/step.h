@@ -34,6 +34,7 @@ FN void load_state(const World& w, Scratch& S) {
   EACH(one, 1) S.failed = S.overflowed = 0;
   EACH_OF_MANY(i, NQ) S.qpos[i] = qpos[i];
   EACH_OF_MANY(i, NV) S.qvel[i] = qvel[i], S.warm[i] = warm[i];
+  EACH(i, NH - NV) S.qvel[NV + i] = S.vector[NV + i] = 0;  // rows are padded with zeros
   sync();
 }
 FN void store_state(const World& w, const Scratch& S) {
