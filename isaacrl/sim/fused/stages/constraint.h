@@ -51,7 +51,7 @@ FN real dot4(four a, four b) { return a.x * b.x + a.y * b.y + (a.z * b.z + a.w *
 // a . b over the dofs; rows of NH reals, of which those beyond NV are 0.
 FN real row_dot(const real* a, const real* b) {
   real s = 0;
-  ROLLED for (int q = 0; q < NH; q += 4) s += dot4(load4(a + q), load4(b + q));
+  LOOP for (int q = 0; q < NH; q += 4) s += dot4(load4(a + q), load4(b + q));
   return s;
 }
 // J x of contact k.
@@ -59,7 +59,7 @@ FN Rows motion_of(const World& w, Scratch& S, int k, const real* x) {
   Rows r;
   const real* J = rows_of_contact(w, S, k);
   UNROLL for (int j = 0; j < MAXDIM; j++) r.v[j] = 0;
-  ROLLED for (int q = 0; q < NH; q += 4) {
+  LOOP for (int q = 0; q < NH; q += 4) {
     four y = load4(x + q);
     UNROLL for (int j = 0; j < MAXDIM; j++) r.v[j] += dot4(load4(J + j * NH + q), y);
   }

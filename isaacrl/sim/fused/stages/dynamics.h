@@ -6,7 +6,7 @@ FN void sum_along_chains(const World& w, Scratch& S) {
   Per<spatial, NV> x;
   Per<int, NV> up;
   MAP(i, NV) up[i] = dof_words(w, i).c, x[i] = load_spatial(S.chain[i]);
-  ROLLED for (int k = 0; k < DOF_ROUNDS; k++) {
+  LOOP for (int k = 0; k < DOF_ROUNDS; k++) {
     sync();
     MAP(i, NV) {
       int above = k < 4 ? byte_of(up[i], k) : dof_up(w)[k * NV + i];
@@ -25,15 +25,15 @@ FN spatial of_body(const World& w, const Scratch& S, int body) {
   return load_spatial(S.chain[last]);
 }
 
-// S.sums[b][first .. first + count) becomes its sum over the subtree of b; one lane an element.
-FN void sum_over_subtrees(const World& w, Scratch& S, int first, int count) {
+// S.sums[b][0 .. count) becomes its sum over the subtree of b; one lane an element.
+FN void sum_over_subtrees(Scratch& S, int count) {
   sync();
   EACH_OF_MANY(e, count) {
-    real* column = &S.sums[0][first + e];
-    ROLLED for (int b = NB - 1; b > 0; b--) {
-      int parent = byte_of(body_words(w, b).a, 0);
-      if (parent) column[parent * MATRIX] += column[b * MATRIX];
-    }
+    real x[NB];
+    real* column = &S.sums[0][e];
+    UNROLL for (int b = 1; b < NB; b++) x[b] = column[b * MATRIX];
+    UNROLL for (int b = NB - 1; b > 0; b--) if (BODY_PARENT[b]) x[BODY_PARENT[b]] += x[b];
+    UNROLL for (int b = 1; b < NB; b++) column[b * MATRIX] = x[b];
   }
   sync();
 }
@@ -123,23 +123,19 @@ FN void inertia_and_bias(const World& w, Scratch& S) {
       vec3 push = v3(wrenches + 6 * b), twist = v3(wrenches + 6 * b + 3);
       f = f - spatial{twist + cross(c, push), push};
     }
-    UNROLL for (int k = 0; k < 20; k += 4) store4(S.inertia[b] + k, g.m[k], g.m[k + 1], g.m[k + 2], g.m[k + 3]);
-    S.inertia[b][20] = g.m[20];
-    real* out = S.sums[b] + WRENCH;
+    real* out = S.sums[b];
+    UNROLL for (int k = 0; k < 20; k += 4) store4(out + k, g.m[k], g.m[k + 1], g.m[k + 2], g.m[k + 3]);
+    out[20] = g.m[20], out += WRENCH;
     store(out, f.rot), store(out + 3, f.lin);
   }
-  sum_over_subtrees(w, S, WRENCH, 6);
+  sum_over_subtrees(S, WRENCH + 6);
   MAP(i, NV) S.vector[i] = along_axis(w, S, i);
   sync();
 }
 
-// The joint-space inertia to S.mass (composite rigid bodies: M_ij = axis_j . I axis_i for j above i, and the armature;
+// The joint-space inertia to S.mass, from the subtrees' inertias in S.sums (composite rigid bodies: M_ij = axis_j . I axis_i for j above i, and the armature;
 // MuJoCo: mj_crb).
 FN void mass_matrix(const World& w, Scratch& S) {
-  MAP(e, WRENCH) {
-    ROLLED for (int b = 1; b < NB; b++) S.sums[b][e] = S.inertia[b][e];
-  }
-  sum_over_subtrees(w, S, 0, WRENCH);
   MAP(i, NV) UNROLL for (int q = 0; q < NH; q += 4) store4(S.mass[i] + q, 0, 0, 0, 0);
   sync();
   MAP(i, NV) {
@@ -147,7 +143,7 @@ FN void mass_matrix(const World& w, Scratch& S) {
     int depth = byte_of(dof.b, 3);
     spatial f = times(load_matrix(S.sums[byte_of(dof.a, 0)]), axis_of(S, i));
     S.mass[i][i] = dot(axis_of(S, i), f) + dof_armature(w)[i];
-    ROLLED for (int q = 0; q < DEPTH_WORDS; q++) {
+    LOOP for (int q = 0; q < DEPTH_WORDS; q++) {
       int above = dof_above(w)[q * NV + i];
       UNROLL for (int d = 0; d < 4; d++) {
         if (4 * q + d < depth) {

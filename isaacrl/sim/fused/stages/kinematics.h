@@ -45,7 +45,7 @@ FN void kinematics(const World& w, Scratch& S) {
     ROLLED for (int k = 0; k < number; k++) apply_joint(w, S, first + k, pos[b], rot[b]);
     store4(S.pose[b], pos[b].x, pos[b].y, pos[b].z, 0), store4(S.pose[b] + 4, rot[b].w, rot[b].x, rot[b].y, rot[b].z);
   }
-  ROLLED for (int k = 0; k < BODY_ROUNDS; k++) {
+  LOOP for (int k = 0; k < BODY_ROUNDS; k++) {
     sync();
     MAP(b, NB) {
       int above = k < 4 ? byte_of(up[b], k) : body_up(w)[k * NB + b];

@@ -31,6 +31,13 @@
 #define CONSTANT const
 #endif
 
+// Loops over the model's parts: unrolled where that is little code; else the kernel would wait for its instructions.
+#if NV <= 20
+#define LOOP UNROLL
+#else
+#define LOOP ROLLED
+#endif
+
 typedef REAL real;
 #define R(x) ((real)(x))
 

@@ -54,13 +54,12 @@ struct ALIGNED Scratch {
     struct {
       ALIGNED real chain[NV][8];  // sums of spatial motions over a dof and its ancestors
       union {
-        ALIGNED real inertia[NB][MATRIX];        // each body's spatial inertia about the reference point
-        ALIGNED real geom[AT_LEAST_ONE(NG)][8];  // centre, bounding radius, orientation: collision alone
-      };
-      union {
         ALIGNED real joint[AT_LEAST_ONE(NJ)][8];  // axis and anchor in the parent's frame: kinematics alone
-        int candidate[AT_LEAST_ONE(NPAIR)];       // pairs that may touch: collision alone
-        ALIGNED real sums[NB][MATRIX];            // sums over the subtree of each body
+        struct {                                  // collision alone
+          ALIGNED real geom[AT_LEAST_ONE(NG)][8];  // centre, bounding radius, orientation
+          int candidate[AT_LEAST_ONE(NPAIR)];      // pairs that may touch
+        };
+        ALIGNED real sums[NB][MATRIX];  // spatial inertia about the reference point, and force; summed over subtrees
       };
     };
     struct {  // the solver alone

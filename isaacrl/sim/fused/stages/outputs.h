@@ -11,7 +11,7 @@ FN void centers_of_mass(const World& w, Scratch& S) {
     vec3 c = mass * (position_of(S, b) + rotate(orientation_of(S, b), v3(body_ipos(w) + 3 * b)));
     S.sums[b][0] = mass, store(S.sums[b] + 1, c);
   }
-  sum_over_subtrees(w, S, 0, 4);
+  sum_over_subtrees(S, 4);
 }
 // Relative to the tree's origin. Of the world itself it is not computed here: nobody's velocity refers to it.
 FN vec3 center_of_mass(const World& w, const Scratch& S, int body) {
