@@ -266,7 +266,10 @@ def lanes_of(model: mujoco.MjModel) -> int:
 
 def resident_of(model: mujoco.MjModel) -> int:
     """Blocks that a multiprocessor shall have room for: more hide more latency, until registers spill; measured."""
-    return 8 if model.nv <= 16 else 10 if model.nv <= 20 else 8 if model.nv <= 32 else 6
+    for blocks, most in ((16, 4), (10, 16), (12, 20), (8, 32)):
+        if model.nv <= most:
+            return blocks
+    return 6
 
 
 def _owner(model: mujoco.MjModel, name: str) -> tuple[Any, str]:

@@ -93,13 +93,13 @@ FN void solve(Scratch& S, Per<Row, ROWS>& H, Per<real, NV>& x) {
 
 // --- the line search -------------------------------------------------------------------------------------------------
 
-// The minimum along v, and by how much the cost falls. Newton's method between brackets.
+// A step along v, and by how much the cost falls: 1 or the minimum, by Newton's method between brackets.
 FN real search(const World& w, Scratch& S, const Problem& P, const Per<real, NV>& v, const Per<real, NV>& Mv,
                const Per<Rows, NCON>& jv, real& gain) {
   real g = 0, h = 0, square = 0;  // slope and curvature of the smooth part at 0
   EACH(i, NV) g += v[i] * (P.Ma[i] - P.force[i]), h += v[i] * Mv[i], square += v[i] * v[i];
   g = across(g), h = across(h), square = across(square);
-  real t = 0, low = 0, high = -1, cost0 = 0, cost = 0, enough = 0;
+  real t = 0, low = 0, high = -1, cost0 = 0, cost = 0, start = 0, enough = 0;
   ROLLED for (int k = 0; k < 50; k++) {
     real first = 0, second = 0;
     cost = 0;
@@ -109,10 +109,13 @@ FN real search(const World& w, Scratch& S, const Problem& P, const Per<real, NV>
 #endif
     first = across(first) + g + t * h, second = across(second) + h;
     if (k == 0) {
-      cost0 = cost, t = 1;
-      enough = TOLERANCE * R(0.01) * root(square) / SCALE + R(sizeof(real) == 4 ? 2e-6 : 1e-14) * magnitude(first);
+      cost0 = cost, start = magnitude(first), t = 1;
+      enough = TOLERANCE * R(0.01) * root(square) / SCALE + R(sizeof(real) == 4 ? 2e-6 : 1e-14) * start;
       continue;
     }
+    gain = across(cost0 - cost) - t * (g + R(0.5) * t * h);
+    // A full step that pays will do: an exact minimum costs more than it saves in Newton steps (it even needs more).
+    if (k == 1 && magnitude(first) <= R(0.7) * start && gain > 0) break;
     if (magnitude(first) <= enough || !(second > 0)) break;
     if (first < 0) low = t;
     else high = t;
@@ -121,7 +124,6 @@ FN real search(const World& w, Scratch& S, const Problem& P, const Per<real, NV>
     if (next == t) break;
     t = next;
   }
-  gain = across(cost0 - cost) - t * (g + R(0.5) * t * h);
   return t;
 }
 
