@@ -33,7 +33,9 @@ def case(name, n, seed=0):
     if name in robot_states.ASSETS:
         s = robot_states.scene(name)
         model, law = s.model, s.actuation
-        state = dict(zip(("qpos", "qvel", "target"), robot_states.random_states(model, law, n, seed)))
+        drawn = robot_states.random_states(model, law, n, seed)
+        state = {k: v.numpy() for k, v in zip(("qpos", "qvel", "target"), drawn)}
+        state["qpos"][::2] = fused.states(model, n, seed)["qpos"][::2]  # with more contacts
     else:
         model, law = small(name) if name in SMALL else (shipped(name), None)
         if model is None:
@@ -75,7 +77,7 @@ def test_a_step_is_that_of_mj_step(name):
     # A distance within roundoff of 0 or of the margin is rare.
     assert fused.miscounted(ours, theirs) <= WORLDS // 1000, text
     if name in (*robot_states.ASSETS, *FEW) and name not in ("cartpole", "actuators"):
-        assert np.mean(theirs["rows"] >= 4) >= 0.4, text
+        assert np.mean(theirs["rows"] >= 4) >= 0.45, text
 
 
 @pytest.mark.parametrize(
@@ -104,13 +106,13 @@ def test_nothing_is_read_before_it_is_written(name, double):
     """Scratch memory full of NaN at the start, padding of rows included."""
     model, law, state = case(name, 60)
     fill = "for (int k = 0; k < (int)(sizeof(S) / sizeof(int)); k++) ((int*)&S)[k] = -1;"
-    edit = (_START, f"  {fill}\n{_START}")
+    edit = (_START, f"{_START}  {fill}\n")
     clean, filled = (fused.run(model, law, state, double=double, edit=x) for x in (None, edit))
     for k, v in clean.items():
         np.testing.assert_array_equal(filled[k], v, err_msg=k)
 
 
-_START = "  EACH(one, 1) S.failed = 0;"  # in load_state
+_START = "FN void load_state(const World& w, Scratch& S) {\n"
 
 
 # --- what differs between worlds -------------------------------------------------------------------------------------
