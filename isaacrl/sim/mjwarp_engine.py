@@ -122,6 +122,8 @@ class MjwarpEngine:
         self._state = {f: self._view(f) for f in _STATE}
         self._forces = {f: self._view(f) for f in _FORCES}
         self._bits = wp.to_torch(self.d.overflow)
+        # Rows of constraints are zeroed where a factor is 0, by multiplication: what is NaN there would stay.
+        self._jacobian = wp.to_torch(self.d.efc.J)
         mocap = np.argsort(model.body_mocapid)[model.nbody - model.nmocap :]
         self._mocap = torch.as_tensor(mocap, device=self.device)
         view = {f: wp.to_torch(getattr(self.m, f)) for f in ("qpos0", "eq_active0", "body_pos", "body_quat")}
@@ -221,6 +223,7 @@ class MjwarpEngine:
             sound = sound & (field.abs() <= mujoco.mjMAXVAL).all(dim=1)  # a NaN compares as false
         torch.logical_not(sound, out=self.nonfinite)
         self.reset(self.nonfinite)
+        self._jacobian.masked_fill_(_rows(self.nonfinite, self._jacobian), 0)
 
     def _refresh(self) -> None:
         """Positions, velocities and their sensors at the present state; sensors of forces and accelerations stay."""

@@ -75,7 +75,7 @@ class WarpEngine:
             "warm": self._new(model.nv),
             "target": self._new(model.nu),
             "time": self._new(),
-            "overflow": self._new(dtype=torch.int64),
+            "overflow": self.overflow,
             "nonfinite": self.nonfinite,
             "fresh": self.law.fresh,
         }
@@ -231,7 +231,7 @@ class WarpEngine:
 
     def _tensors(self) -> dict[str, Tensor]:
         derived = {*tables.STATE_OUTPUTS, "target", "nonfinite", "fresh"}  # the last is the law's
-        state = {k: v for k, v in self._arrays.items() if k not in derived} | {"overflow": self.overflow}
+        state = {k: v for k, v in self._arrays.items() if k not in derived}
         groups = {"state": state, "model": self._model_fields, "law": self.law.state()}
         return {f"{group}/{k}": v for group, of in groups.items() for k, v in of.items()}
 

@@ -99,7 +99,7 @@ FN real search(const World& w, Scratch& S, const Problem& P, const Per<real, NV>
   real g = 0, h = 0, square = 0;  // slope and curvature of the smooth part at 0
   EACH(i, NV) g += v[i] * (P.Ma[i] - P.force[i]), h += v[i] * Mv[i], square += v[i] * v[i];
   g = across(g), h = across(h), square = across(square);
-  real t = 0, low = 0, high = -1, cost0 = 0, cost = 0, start = 0, enough = 0;
+  real t = 0, low = 0, high = -1, cost0 = 0, cost = 0, start = 0, enough = 0, move = 2, earlier = 2;
   ROLLED for (int k = 0; k < 50; k++) {
     real first = 0, second = 0;
     cost = 0;
@@ -120,8 +120,11 @@ FN real search(const World& w, Scratch& S, const Problem& P, const Per<real, NV>
     if (first < 0) low = t;
     else high = t;
     real next = t - first / second;
-    if (next <= low || (high >= 0 && next >= high)) next = high >= 0 ? R(0.5) * (low + high) : 2 * t;
+    // Steps that do not halve in two go to and fro about a kink; then the bracket is halved.
+    bool leaps = high >= 0 && 2 * magnitude(next - t) > earlier;
+    if (next <= low || (high >= 0 && next >= high) || leaps) next = high >= 0 ? R(0.5) * (low + high) : 2 * t;
     if (next == t) break;
+    earlier = move, move = magnitude(next - t);
     t = next;
   }
   return t;
