@@ -188,7 +188,7 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
       Per<real, NV> Mx;
       Per<Rows, NCON> jv;
       sync();
-      MAP(i, NV) S.vector[i] = x[i];
+      EACH(i, NV) S.vector[i] = x[i];  // not MAP: lanes without a dof have no x of the last one
       sync();
       EACH_OF(c, P.ncon, NCON) jv[c] = motion_of(w, S, c, S.vector);
       MAP(i, NV) Mx[i] = row_dot(S.mass[i], S.vector);
