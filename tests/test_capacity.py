@@ -1,5 +1,6 @@
 """Room for contacts and constraint rows, and what physics leaves out of a model."""
 
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,7 @@ from omegaconf import OmegaConf
 from robot_states import ASSETS, build, on_devices, put, random_states, reference, scene, stacked
 
 from isaacrl import sim
-from isaacrl.sim.capacity import estimate
+from isaacrl.sim.capacity import contacts_of, estimate
 
 FIELDS = ("qpos", "qvel", "qacc", "xpos", "xquat", "site_xpos", "qfrc_constraint")
 
@@ -42,6 +43,31 @@ def test_nothing_overflows(name, device):
     engine = build(s, 64, "mjwarp", device)
     rows = fall(s, engine, engine._view("nefc"))
     assert not engine.overflow.any() and rows <= engine.d.njmax, (rows, engine.d.njmax)
+
+
+@pytest.mark.parametrize("name, device", on_devices(ASSETS))
+def test_nothing_overflows_in_engine_warp(name, device):
+    """With the room that it chooses: room for the contacts of each world by itself."""
+    s = scene(name)
+    engine = build(s, 64, "warp", device)
+    most = fall(s, engine, engine.field("ncon"))
+    print(name, most, "of", engine.nconmax)
+    assert engine.nconmax == contacts_of(s.model) and most <= engine.nconmax
+    assert most > 0 or name == "cartpole"  # which touches nothing
+    assert not engine.overflow.any() and not engine.nonfinite.any()
+
+
+def test_room_for_contacts_follows_the_model():
+    """Twice what its poses show, in fours; a tenth more where that is much; never none."""
+
+    def room(balls):
+        geoms = "".join(f'<geom size=".1" pos="0 {y} 0"/>' for y in range(balls))
+        body = f'<body pos="0 0 .09"><joint type="slide" axis="1 0 0"/>{geoms}</body>'
+        plane = '<geom type="plane" size="9 9 1"/>'
+        return contacts_of(mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{plane}{body}</worldbody></mujoco>"))
+
+    assert (room(5), room(10), room(25)) == (12, 16, 28)
+    assert room(1) == 4
 
 
 @pytest.mark.parametrize("name", ASSETS)
