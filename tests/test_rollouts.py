@@ -135,13 +135,20 @@ def test_rollouts_are_those_of_mujoco(name, device, size):
 
 
 def test_other_physics_would_be_found():
-    """C MuJoCo against itself with a tenth less friction: states in the first steps, averages in the long run."""
+    """C MuJoCo against itself: the first steps tell a tenth less friction, which averages in the long run do not.
+
+    These tell gross errors only: a tenth less gravity changes the number of contacts by 8 standard errors (ant), 8
+    (humanoid) and 21 (go2); with half the friction no average of the ant's differs by 5.
+    """
     s, worlds = scene("ant"), 64 if FULL else 16
     qpos, qvel, last = random_states(s.model, s.actuation, worlds, seed=5)
     targets = controls(last, 1000 if FULL else FIRST)
     theirs = by_mujoco(s, qpos, qvel, targets)
+    friction = s.model.geom_friction.copy()
     s.model.geom_friction[:] *= 0.9
-    other = by_mujoco(s, qpos, qvel, targets)
-    assert disagreement("ant", other, theirs)[0]
+    assert disagreement("ant", by_mujoco(s, qpos, qvel, targets[:FIRST]), theirs)[0]
+    s.model.geom_friction[:] = friction
     if FULL:
-        assert apart(averages(s.model, other), averages(s.model, theirs))[1]
+        expected = averages(s.model, theirs)
+        s.model.opt.gravity[:] *= 0.9
+        assert apart(averages(s.model, by_mujoco(s, qpos, qvel, targets)), expected)[1] == ["contacts"]
