@@ -161,7 +161,9 @@ def check_warp() -> Iterator[Line]:
     version = f"warp {metadata.version('warp-lang')}"
     toolkit, driver = wp.get_cuda_toolkit_version(), wp.get_cuda_driver_version()
     if wp.is_cuda_available():
-        yield Line("ok", "Warp", f"{version}, CUDA {_dotted(driver)} driver", "the mjwarp engine runs on the GPU")
+        yield Line(
+            "ok", "Warp", f"{version}, CUDA {_dotted(driver)} driver", "the warp and mjwarp engines run on the GPU"
+        )
     elif _nvidia_smi():
         yield Line(
             "note",
@@ -170,7 +172,9 @@ def check_warp() -> Iterator[Line]:
             "cannot use the NVIDIA driver; a newer one may help. Until then: device=cpu",
         )
     else:
-        yield Line("ok", "Warp", f"{version}, no CUDA driver", "the mjwarp engine serves for checks on the CPU only")
+        yield Line(
+            "ok", "Warp", f"{version}, no CUDA driver", "the warp and mjwarp engines serve for checks on the CPU only"
+        )
     cache = Path(wp.config.kernel_cache_dir or ".")
     problem = _not_writable(cache)
     if problem:

@@ -23,7 +23,7 @@ from isaacrl.precheck_probe import Probe, both
 from isaacrl.precheck_report import judge, show
 from isaacrl.task import Task
 
-WORLDS, WORLDS_WARP_CPU = 64, 16  # Warp on a CPU is for checking: slow
+WORLDS, WORLDS_MJWARP_CPU = 64, 16  # mjwarp on a CPU is for checking: slow
 TILES = 9  # worlds of the picture
 
 
@@ -31,7 +31,7 @@ def precheck(options: Any, cfg: DictConfig) -> dict[str, Any]:
     """Step the task under zero and random actions; print and write what was seen; the content of check.json."""
     began = time.perf_counter()
     slow = cfg.sim.engine == "mjwarp" and not (cfg.device.startswith("cuda") or torch.cuda.is_available())
-    cfg = OmegaConf.merge(cfg, {"num_envs": min(cfg.num_envs, WORLDS_WARP_CPU if slow else WORLDS)})
+    cfg = OmegaConf.merge(cfg, {"num_envs": min(cfg.num_envs, WORLDS_MJWARP_CPU if slow else WORLDS)})
     env = Env(cfg)
     folder = _folder(cfg)
     env.reset()
@@ -215,11 +215,13 @@ def observations(env: Env, zero: Probe, random: Probe) -> dict[str, Any]:
 def constraints(env: Env, probes: dict[str, Probe]) -> dict[str, Any]:
     """Peaks of contacts and constraint rows in one world, what there is room for, and what to ask for."""
     ncon, nefc = (max(p.peaks[i] for p in probes.values()) for i in range(2))
-    data: Any = getattr(env.engine, "d", None)  # mjwarp's; the mujoco engine makes room as it goes
+    engine: Any = env.engine  # only mjwarp and warp have bounds, and warp none for rows; mujoco makes room as it goes
+    data = getattr(engine, "d", None)
+    nconmax = int(data.naconmax) // env.num_envs if data is not None else getattr(engine, "nconmax", None)
     return {
         "ncon": ncon,
         "nefc": nefc,
-        "nconmax": int(data.naconmax) // env.num_envs if data is not None else None,
+        "nconmax": nconmax,
         "njmax": int(data.njmax) if data is not None else None,
         "overflow": sum(p.overflow for p in probes.values()),
         "suggested_nconmax": _with_reserve(ncon),

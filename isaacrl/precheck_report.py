@@ -134,7 +134,8 @@ def _judge_physics(r: dict[str, Any], warnings: list[str], notes: list[str]) -> 
     if limits["overflow"]:
         warnings.append(
             f"sim: contacts or constraint rows exceeded their capacity in {limits['overflow']} steps: "
-            f"sim.nconmax={limits['suggested_nconmax']} sim.njmax={limits['suggested_njmax']}"
+            f"sim.nconmax={limits['suggested_nconmax']}"
+            + (f" sim.njmax={limits['suggested_njmax']}" if limits["njmax"] is not None else "")
         )
     if r["picture_missing"]:
         notes.append(f"no picture: {r['picture_missing']}")
@@ -238,7 +239,7 @@ def _physics(r: dict[str, Any]) -> list[str]:
         mean = sum(x[field] for x in a["actuators"].values()) / max(len(a["actuators"]), 1)
         return f"{mean:.0%}" + (f" (most: {escape(name)} {most:.0%})" if most > 0.005 and not math.isnan(most) else "")
 
-    room = ("", "") if c["nconmax"] is None else (f" of {c['nconmax']}", f" of {c['njmax']}")
+    room = ["" if c[key] is None else f" of {c[key]}" for key in ("nconmax", "njmax")]
     return [
         f"\n[bold]actions[/] (random, std {r['random_std']:g}): actions clipped {a['clipped']:.0%}; targets at a limit "
         f"{worst('target_at_limit')}; force at its limit {worst('saturated')}",
@@ -246,6 +247,6 @@ def _physics(r: dict[str, Any]) -> list[str]:
         + (f" ({escape(s['between'][0])}, {escape(s['between'][1])})" if s["between"] else "")
         + f", {s['contacts']} contacts; joints at a limit: {escape(_some(s['joints_at_limits']) or 'none')}",
         f"[bold]capacity[/]: at most {c['ncon']} contacts{room[0]} and {c['nefc']} constraint rows{room[1]} a world, "
-        f"{c['overflow']} overflows; on a GPU sim.nconmax={c['suggested_nconmax']} sim.njmax={c['suggested_njmax']} "
-        "are enough",
+        f"{c['overflow']} overflows; on a GPU sim.nconmax={c['suggested_nconmax']} (with sim.engine=mjwarp also "
+        f"sim.njmax={c['suggested_njmax']}) is enough",
     ]

@@ -73,12 +73,18 @@ class AssetConfig:
 class SimConfig:
     """How physics is stepped."""
 
-    engine: str = key("auto", "the physics engine", choices=("auto", "mujoco", "mjwarp", "warp"))
+    engine: str = key(
+        "auto",
+        "the physics engine; auto: warp on a GPU where it covers the model, else mjwarp; mujoco on a CPU",
+        choices=("auto", "mujoco", "mjwarp", "warp"),
+    )
     num_threads: int = key(0, "CPU threads of the mujoco engine; 0: all cores", ge=0)
-    nconmax: int | None = key(None, "contact capacity a world (mjwarp, warp); default: chosen from the model", ge=1)
+    nconmax: int | None = key(None, "contact capacity a world (warp, mjwarp); default: chosen from the model", ge=1)
     njmax: int | None = key(None, "constraint-row capacity a world (mjwarp); default: chosen from the model", ge=1)
-    deterministic: bool = key(False, "bit-identical runs on a GPU, at some cost in speed (mjwarp)")
-    graph: bool = key(True, "capture the physics steps in a CUDA graph (mjwarp on a GPU)")
+    deterministic: bool = key(
+        False, "physics that repeats bit for bit on a GPU, at some cost in speed (mjwarp; others always do)"
+    )
+    graph: bool = key(True, "capture the physics steps in a CUDA graph (mjwarp on a GPU; warp has one launch anyway)")
 
 
 @dataclass

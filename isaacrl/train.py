@@ -241,7 +241,8 @@ def _iterate(cfg: DictConfig, env: Env, algo: Any, progress: Progress, log: Log)
     if metrics["nonfinite"]:
         log.warn(f"{int(metrics['nonfinite'])} world(s) became non-finite and were reset", key="nonfinite")
     if metrics["overflow"]:
-        log.warn("contacts or constraint rows exceeded their capacity: raise sim.nconmax and sim.njmax", key="overflow")
+        room = "sim.nconmax and sim.njmax" if env.engine.name == "mjwarp" else "sim.nconmax"
+        log.warn(f"contacts or constraint rows exceeded their capacity: raise {room}", key="overflow")
     if values["skipped_updates"]:
         log.warn(f"{int(values['skipped_updates'])} update(s) with non-finite gradients skipped", key="skipped")
     log.log(out, progress.iteration)

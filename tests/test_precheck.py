@@ -149,6 +149,16 @@ def test_capacity_under_mujoco_warp_on_a_cpu():
     assert found["verdict"] == "ok"
 
 
+def test_capacity_under_warp(capsys):
+    """It has no bound on rows, so it names none."""
+    found = run("sim.engine=warp", "sim.nconmax=24", seconds=0.2)
+    limits = found["constraints"]
+    assert (found["engine"], limits["nconmax"], limits["njmax"], limits["overflow"]) == ("warp", 24, None, 0)
+    assert " contacts of 24 and " in capsys.readouterr().out
+    found["constraints"] |= {"overflow": 7, "suggested_nconmax": 32}
+    assert any(w.endswith("in 7 steps: sim.nconmax=32") for w in judge(found)["warnings"])
+
+
 def test_physical_mistakes_are_judged(sound):
     r = copy.deepcopy(sound)
     r["start"] |= {"penetration": 0.03, "between": ["foot", "ground"], "joints_at_limits": ["knee"]}

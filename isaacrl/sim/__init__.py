@@ -36,7 +36,7 @@ def build(
 
         if device != "cpu":
             raise UserError(
-                f"sim.engine: mujoco runs on the CPU, but device={device}; use device=cpu or sim.engine=mjwarp"
+                f"sim.engine: mujoco runs on the CPU, but device={device}; use device=cpu or sim.engine=auto"
             )
         return MujocoEngine(
             model, num_envs, actuation, num_threads=cfg.num_threads, randomized_fields=randomized_fields, reason=reason

@@ -1,4 +1,4 @@
-"""How many contacts and constraint rows a world may have: mjwarp makes room for them once, before the first step."""
+"""How many contacts and constraint rows a world may have: mjwarp and warp make room once, before the first step."""
 
 import math
 

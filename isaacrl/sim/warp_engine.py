@@ -52,7 +52,8 @@ class WarpEngine:
                 hint = did_you_mean(name, coverage.FIELDS)
                 raise ValueError(f"'{name}' is no model field with one value a world{hint}")
         if reasons := coverage.uncovered(model, randomized_fields):
-            raise UserError(f"sim.engine: {coverage.explain(reasons)}; use sim.engine=mjwarp or mujoco")
+            other = "mujoco" if device == "cpu" else "mjwarp"
+            raise UserError(f"sim.engine: {coverage.explain(reasons)}; use sim.engine={other}")
         self.model, self.num_envs, self.device = model, num_envs, device
         self.actuation, self.reason = actuation, reason
         self.nconmax = cfg.nconmax or contacts_of(model)
