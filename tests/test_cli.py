@@ -289,6 +289,20 @@ def test_user_errors_and_internal_errors_of_training(trainer, capsys):
     assert cli.main(["train"]) == 130
 
 
+TENDON = '<tendon><fixed name="t"><joint joint="hinge" coef="1"/></fixed></tendon></mujoco>'
+
+
+def test_an_engine_that_does_not_cover_the_model_is_one_line(capsys, tmp_path):
+    """Before anything is written."""
+    model = (Path(isaacrl.__file__).parent / "assets" / "cartpole.xml").read_text()
+    Path("tied.xml").write_text(model.replace("</mujoco>", TENDON))
+    before = set(tmp_path.rglob("*"))
+    assert cli.main(["train", "asset.path=tied.xml", "sim.engine=warp", "device=cpu", "logger.console=none"]) == 2
+    said = "error: sim.engine: engine warp does not cover 1 tendon; use sim.engine=mujoco\n"
+    assert capsys.readouterr().err == said
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_train_from_a_run_and_resume(trainer, run_folder):
     assert cli.main(["train", "run=latest", "algo.lr=1e-4"]) == 0
     assert cli.main(["train", f"run={run_folder}", "resume=true", "algo.iterations=99"]) == 0

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import isaacrl
+from isaacrl.sim.fused import kernel
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -23,6 +24,7 @@ REQUIREMENTS = [
     Requirement(r)
     for r in PROJECT["dependencies"] + [r for rs in PROJECT["optional-dependencies"].values() for r in rs]
 ]
+STAGES = list(ROOT.glob("isaacrl/sim/fused/stages/*.h"))  # sources that are compiled where isaacrl runs
 PINS = dict(
     re.match(r"([\w.-]+)==(\S+)$", line).groups()
     for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -71,10 +73,15 @@ def installed(wheel, tmp_path_factory):
 
 def test_the_wheel_carries_configuration_models_and_types(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for path in [*ROOT.glob("conf/**/*.yaml"), *ROOT.glob("isaacrl/assets/**/*.xml"), *ROOT.glob("isaacrl/**/*.py")]:
+    for path in [
+        *ROOT.glob("conf/**/*.yaml"),
+        *ROOT.glob("isaacrl/assets/**/*.xml"),
+        *ROOT.glob("isaacrl/**/*.py"),
+        *STAGES,
+    ]:
         name = path.relative_to(ROOT).as_posix()
         assert (f"isaacrl/{name}" if name.startswith("conf/") else name) in names
-    assert "isaacrl/py.typed" in names
+    assert "isaacrl/py.typed" in names and len(STAGES) == len(kernel.STAGES)
     assert {name.split("/")[0] for name in names} == {"isaacrl", f"isaacrl-{isaacrl.__version__}.dist-info"}
 
 
@@ -91,8 +98,9 @@ def test_the_installed_command_knows_its_tasks(installed, tmp_path):
     assert Path(where.strip()).is_relative_to(installed.parent)
 
 
-def test_the_installed_command_trains(installed, tmp_path):
-    """Configuration and robot both come out of the wheel."""
+@pytest.mark.parametrize("engine", ["auto", "warp"])
+def test_the_installed_command_trains(installed, tmp_path, engine):
+    """Configuration, robot and the sources of engine warp come out of the wheel."""
     run(
         installed / "isaacrl",
         "train",
@@ -101,6 +109,7 @@ def test_the_installed_command_trains(installed, tmp_path):
         "algo.iterations=1",
         "algo.minibatches=1",
         "device=cpu",
+        f"sim.engine={engine}",
         "logger.tensorboard=false",
         cwd=tmp_path,
     )

@@ -693,6 +693,18 @@ def test_choice_of_engine():
             build(s, 1, "mujoco", "cuda")
 
 
+def test_on_a_gpu_auto_is_warp_and_says_why_not():
+    """What the run prints beside the engine's name."""
+    model = scene().model
+    assert sim._fastest(model, "cuda:0", ["body_mass"]) == ("warp", "the fastest on a GPU")
+    assert sim._fastest(model, "cpu", []) == ("mujoco", "the fastest on a CPU")
+    model.opt.density = 1000.0
+    said = "engine warp does not cover fluid forces and randomized field 'geom_size'; using mjwarp"
+    assert sim._fastest(model, "cuda:0", ["geom_size"]) == ("mjwarp", said)
+    with pytest.raises(UserError, match=r"does not cover fluid forces; use sim\.engine=mujoco$"):
+        sim.build(model, 1, "cpu", SimConfig(engine="warp"), Actuation.direct(model.nu))
+
+
 def test_actuation_entries_are_their_own():
     """Arrays of Actuation.direct share no memory: a delay is no law."""
     a = Actuation.direct(3)

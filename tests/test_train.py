@@ -33,7 +33,7 @@ def config(outputs: Path, *overrides: str, task="cartpole"):
     return compose([f"task={task}", *TINY, f"outputs={outputs}", *overrides])
 
 
-@pytest.mark.parametrize("engine", ["mujoco", "mjwarp"])
+@pytest.mark.parametrize("engine", ["mujoco", "mjwarp", "warp"])
 @pytest.mark.parametrize("task", ["cartpole", "cartpole_swingup"])
 def test_every_task_and_algorithm_trains_on_every_cpu_engine(tmp_path, task, engine):
     summary = train(config(tmp_path, "algo.iterations=2", f"sim.engine={engine}", task=task))
