@@ -30,7 +30,7 @@ def build(
     device = checked_device(device)
     chosen, reason = cfg.engine, f"chosen by sim.engine={cfg.engine}"
     if chosen == "auto":
-        chosen, reason = _fastest(model, device, randomized_fields)
+        chosen, reason = _fastest(model, device, randomized_fields, cfg.nconmax)
     if chosen == "mujoco":
         from isaacrl.sim.mujoco_engine import MujocoEngine
 
@@ -50,13 +50,16 @@ def build(
     return MjwarpEngine(model, num_envs, device, actuation, cfg, randomized_fields=randomized_fields, reason=reason)
 
 
-def _fastest(model: mujoco.MjModel, device: str, randomized_fields: Sequence[str]) -> tuple[str, str]:
+def _fastest(
+    model: mujoco.MjModel, device: str, randomized_fields: Sequence[str], nconmax: int | None = None
+) -> tuple[str, str]:
     """(engine, reason): the fastest that covers the model on this device."""
     if device == "cpu":
         return "mujoco", "the fastest on a CPU"
-    from isaacrl.sim.fused.coverage import explain, uncovered
+    from isaacrl.sim.fused.coverage import explain
+    from isaacrl.sim.warp_engine import uncovered
 
-    if reasons := uncovered(model, randomized_fields):
+    if reasons := uncovered(model, randomized_fields, nconmax):
         return "mjwarp", f"{explain(reasons)}; using mjwarp"
     return "warp", "the fastest on a GPU"
 

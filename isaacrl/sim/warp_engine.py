@@ -18,7 +18,7 @@ from isaacrl.sim.actuators import Law
 from isaacrl.sim.capacity import contacts_of
 from isaacrl.sim.drives import FIELDS, Drives
 from isaacrl.sim.engine import STATE_FIELDS, Actuation, check_computed
-from isaacrl.sim.fused import constants, coverage, kernel, tables
+from isaacrl.sim.fused import constants, coverage, kernel, layout, tables
 from isaacrl.sim.streams import Launcher  # starts Warp
 from isaacrl.suggest import did_you_mean
 
@@ -51,7 +51,7 @@ class WarpEngine:
             if name not in coverage.FIELDS and not hasattr(*_owner(model, name)):
                 hint = did_you_mean(name, coverage.FIELDS)
                 raise ValueError(f"'{name}' is no model field with one value a world{hint}")
-        if reasons := coverage.uncovered(model, randomized_fields):
+        if reasons := uncovered(model, randomized_fields, cfg.nconmax):
             other = "mujoco" if device == "cpu" else "mjwarp"
             raise UserError(f"sim.engine: {coverage.explain(reasons)}; use sim.engine={other}")
         self.model, self.num_envs, self.device = model, num_envs, device
@@ -94,8 +94,10 @@ class WarpEngine:
             if model.nmocap:
                 self._arrays[name] = self._new(model.nmocap, 3 if name == "mocap_pos" else 4)
         # Outputs of a physics step cannot be had later, when somebody asks for them; the small ones are always kept.
-        for name in ("ctrl", *_SMALL):
+        of_forces = (model.sensor_needstage == int(mujoco.mjtStage.mjSTAGE_ACC)).any()
+        for name in ("ctrl", *_SMALL, *(("sensordata",) if of_forces else ())):
             self._arrays[name] = self._blank(name)
+        self._sensing = False  # whether somebody asked for the other sensors, which derive from the state
         self._compile()
         self.reset()
         self.forward()
@@ -124,14 +126,18 @@ class WarpEngine:
             randomized=frozenset(self._own),
         )
         self._rows = self._new(self._tables.row_columns)
-        self._kernel = kernel.build(self._tables, resident=resident_of(self.model))
+        found = layout.fitting(self._tables.sizes, lanes_of(self.model))
+        assert found, "see uncovered"
+        self._tables.sizes["LANES"], self._block = found
+        resident = resident_of(self.model) * kernel.BLOCK // self._block  # as many threads
+        self._kernel = kernel.build(self._tables, block=self._block, resident=resident)
         self._names = self._tables.arrays()
         reals, ints = self._tables.blobs(np.float32)
         with self._launcher.stream():
             self._inputs = [wp.array(x, device=self.device) for x in (reals, ints)]
             self._addresses = torch.zeros(len(self._names), dtype=torch.int64, device=self.device)
             self._inputs.append(wp.from_torch(self._addresses))
-            wp.load_module(self._kernel.module, device=self.device, block_dim=kernel.BLOCK if self._on_gpu else 1)
+            wp.load_module(self._kernel.module, device=self.device, block_dim=self._block if self._on_gpu else 1)
         self._connect()
 
     @property
@@ -147,14 +153,14 @@ class WarpEngine:
             live[f"own_{accessor}"] = self._model_fields[name]
         addresses = {k: v.data_ptr() for k, v in live.items() if v.numel()}
         addresses["num_worlds"] = self.num_envs
-        position = any(name in live for name in tables.STATE_OUTPUTS) or "sensordata" in live
+        position = any(name in live for name in tables.STATE_OUTPUTS) or self._sensing
         addresses["any_position"] = int(position)
-        addresses["any_velocity"] = int(any(name in live for name in _VELOCITIES) or "sensordata" in live)
+        addresses["any_velocity"] = int(any(name in live for name in _VELOCITIES) or self._sensing)
         self._addresses.copy_(torch.tensor([addresses.get(name, 0) for name in self._names], dtype=torch.int64))
 
     def _launch(self, substeps: int) -> None:
         threads = self.num_envs
-        block = kernel.BLOCK if self._on_gpu else 1
+        block = self._block if self._on_gpu else 1
         if self._on_gpu:
             threads = -(-self.num_envs * int(self._tables.sizes["LANES"]) // block) * block
         with self._launcher.stream():
@@ -165,12 +171,14 @@ class WarpEngine:
 
     def field(self, name: str) -> Tensor:
         own = _OWN_NAMES.get(name, name)
-        if own not in self._arrays or name == "warm":
+        if own not in self._arrays or name == "warm" or own == "sensordata" and not self._sensing:
             check_computed(name, self.model)
             known = (*STATE_FIELDS, "solver_niter", *tables.STATE_OUTPUTS, *tables.FORCE_OUTPUTS)
             if name not in known or name == "niter":
                 raise ValueError(f"'{name}' is not a field that warp computes{did_you_mean(name, known)}")
-            self._arrays[own] = self._blank(name)
+            if own not in self._arrays:
+                self._arrays[own] = self._blank(name)
+            self._sensing |= own == "sensordata"
             self._connect()
             self.forward()
         return self._arrays[own]
@@ -255,6 +263,12 @@ class WarpEngine:
 
 # State but positions, which have a default, and outputs of the last physics step, which a reset world has not made yet.
 _RESET = ("qvel", "warm", "time", *tables.OPTIONAL[:3], *tables.FORCE_OUTPUTS[:5], "sensordata")
+
+
+def uncovered(model: mujoco.MjModel, randomized_fields: Sequence[str] = (), nconmax: int | None = None) -> list[str]:
+    """What the engine does not cover: `coverage.uncovered`, and whether a world fits a GPU's memory."""
+    reasons = coverage.uncovered(model, randomized_fields)
+    return reasons or layout.uncovered(model, nconmax or contacts_of(model), FAST_CONTACTS)
 
 
 def lanes_of(model: mujoco.MjModel) -> int:

@@ -13,6 +13,7 @@ from isaacrl.sim.drives import FIELDS as DRIVE_FIELDS
 from isaacrl.sim.fused.pairs import contact_pairs, moves_apart
 
 MAX_NV = 64
+MAX_BODIES = 256  # ids of bodies, and of joints, which are fewer than nv, are bytes in the kernel's tables
 # Model fields that may have one value a world.
 FIELDS = (
     "body_mass",
@@ -119,6 +120,8 @@ def _sizes(model: mujoco.MjModel) -> list[str]:
     out = []
     if not 1 <= model.nv <= MAX_NV:
         out.append(f"nv {model.nv} (at {'most' if model.nv else 'least'} {MAX_NV if model.nv else 1})")
+    if model.nbody > MAX_BODIES:
+        out.append(f"{model.nbody} bodies (at most {MAX_BODIES})")
     out += _counted(model.ntendon, "tendon")
     out += _counted(model.neq, "equality constraint")  # active or not: they can be switched on
     out += _counted(model.nflex, "flex", "flexes")

@@ -135,11 +135,12 @@ def make_tables(
     """Tables of a model that `coverage.uncovered` has nothing against.
 
     nconmax: contacts a world has room for; fast_contacts: how many of them in scratch memory, by default all; of the
-    others the live array `rows`, `Tables.row_columns` reals a world, holds the rows of J. delays: places in the delay line, 0 for none.
+    others the live array `rows`, `Tables.row_columns` reals a world, holds the rows of J. delays: places in the delay
+    line, 0 for none.
     randomized: fields with one value a world, of PER_WORLD.
     """
     m = model
-    pairs = [p for p in contact_pairs(m)]
+    pairs = contact_pairs(m)
     sizes: dict[str, int | float | str] = {
         "NQ": m.nq, "NV": m.nv, "NU": m.nu, "NB": m.nbody, "NJ": m.njnt, "NGEOM": m.ngeom, "NSITE": m.nsite,
         "NMOCAP": m.nmocap, "NTREE": m.ntree, "NSENSORDATA": m.nsensordata, "LANES": lanes, "LINE": delays, "PRM": 10,

@@ -13,7 +13,7 @@ FN void centers_of_mass(const World& w, Scratch& S) {
   }
   sum_over_subtrees(S, 4);
 }
-// Relative to the tree's origin. Of the world itself it is not computed here: nobody's velocity refers to it.
+// Relative to the tree's origin; not of the world itself (see center_in_world).
 FN vec3 center_of_mass(const World& w, const Scratch& S, int body) {
   const real* s = S.sums[body];
   return s[0] > TINY ? (1 / s[0]) * v3(s + 1)
@@ -65,7 +65,7 @@ FN void write_geoms_and_sites(const World& w, Scratch& S) {
 FN void write_velocities(const World& w, Scratch& S) {
   real *cvel = live<real>(w, A_CVEL, 6 * NB), *com = live<real>(w, A_SUBTREE_COM, 3 * NB);
   EACH_OF_MANY(b, NB) {
-    if (com) store(com + 3 * b, b ? origin_of(w, S, b) + center_of_mass(w, S, b) : v3(0, 0, 0));
+    if (com) store(com + 3 * b, center_in_world(w, S, b));
     if (cvel) {
       spatial v = of_body(w, S, b);
       int root = body_root(w)[b];
@@ -94,7 +94,7 @@ FN void write_state_outputs(const World& w, Scratch& S) {
   write_geoms_and_sites(w, S);
   write_actuators(w, S);
   if (!WANTED(A_ANY_VELOCITY)) return;
-  if (WANTED(A_CVEL) || WANTED(A_SUBTREE_COM) || NSENSOR_STATE) {
+  if (WANTED(A_CVEL) || WANTED(A_SUBTREE_COM)) {
     centers_of_mass(w, S);
     write_velocities(w, S);
   }

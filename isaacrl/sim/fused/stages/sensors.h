@@ -63,7 +63,6 @@ FN void sense_frame(const World& w, const Scratch& S, const int* s, real* out) {
 }
 #endif
 
-#if SENSE_COMS
 FN void centers_of_mass(const World& w, Scratch& S);  // see outputs.h
 FN vec3 center_of_mass(const World& w, const Scratch& S, int body);
 // S.sums: of masses and of masses times positions. The world's own subtree is made of trees with origins of their own.
@@ -78,7 +77,6 @@ FN vec3 center_in_world(const World& w, const Scratch& S, int body) {
   }
   return mass > TINY ? (1 / mass) * c : c;
 }
-#endif
 
 // Poses are those of the new state, S.chain the sums of its velocities.
 FN void write_state_sensors(const World& w, Scratch& S) {

@@ -55,6 +55,15 @@ FN bool all_sound(const Scratch& S) {
 RARE void start_anew(World w, Scratch& S) {
   EACH_OF_MANY(i, NQ) S.qpos[i] = qpos0(w)[i];
   EACH_OF_MANY(i, NV) S.qvel[i] = S.warm[i] = 0;
+#if NMOCAP
+  EACH_OF_MANY(b, NB) {
+    int k = body_mocapid(w)[b];
+    if (k < 0) continue;
+    real *pos = live<real>(w, A_MOCAP_POS, 3 * NMOCAP), *rot = live<real>(w, A_MOCAP_QUAT, 4 * NMOCAP);
+    UNROLL for (int e = 0; e < 3; e++) pos[3 * k + e] = body_pos(w)[3 * b + e];
+    UNROLL for (int e = 0; e < 4; e++) rot[4 * k + e] = body_quat(w)[4 * b + e];
+  }
+#endif
   const int zeroed[] = {A_CTRL, NU, A_QFRC_APPLIED, NV, A_XFRC, 6 * NB, A_QACC, NV, A_QFRC_CONSTRAINT, NV, A_QFRC_SMOOTH, NV,
                         A_QFRC_ACTUATOR, NV, A_ACTUATOR_FORCE, NU, A_SENSORDATA, NSENSORDATA, A_TIME, 1};
   ROLLED for (int k = 0; k < (int)(sizeof(zeroed) / sizeof(int)); k += 2) {
