@@ -16,10 +16,12 @@ from robot_states import control
 import isaacrl.sim.streams  # noqa: F401  starts Warp quietly
 from isaacrl.sim.assets import lowest_point
 from isaacrl.sim.fused import kernel, tables
+from isaacrl.sim.warp_engine import FAST_CONTACTS
 
 LIMIT = int(mujoco.mjtConstraint.mjCNSTR_LIMIT_JOINT)  # rows of limits and contacts have this type or a higher one
 STUCK = 1e-5  # of the scaled gradient at which C MuJoCo's solver ends; 1e-13 as a rule
 FREE, BALL, SLIDE, _ = range(4)  # mjtJoint
+PLANE = int(mujoco.mjtGeom.mjGEOM_PLANE)
 
 # What a step leaves: the state, forces and accelerations of the step, and what derives from the new state.
 _STATE = ("qpos", "qvel", "warm", "time")
@@ -34,7 +36,7 @@ LEAST_TOLERANCE = {True: 1e-15, False: 1e-6}  # of the solver, in float64 and in
 
 
 @contextmanager
-def _optimization(level):
+def optimization(level):
     """Compile with less care: of these kernels, most of the time is the compiler's."""
     before, wp.config.optimization_level = wp.config.optimization_level, level
     try:
@@ -58,10 +60,12 @@ def run(
     delays=0,
     outputs=True,
     level=0,
+    fast_contacts=FAST_CONTACTS,
 ):
     """What `steps` physics steps of the kernel make of the states, {name: array [E, ...]}.
 
     own: model fields with one value a world. delays: places in the delay line. edit: see `kernel.source`.
+    fast_contacts: see `tables.make_tables`.
     """
     m, own, worlds = model, own or {}, len(state["qpos"])
     real = np.float64 if double else np.float32
@@ -70,6 +74,7 @@ def run(
         actuation,
         lanes=lanes,
         nconmax=nconmax,
+        fast_contacts=fast_contacts,
         tolerance=LEAST_TOLERANCE[double],
         delays=delays,
         randomized=frozenset(own),
@@ -84,6 +89,7 @@ def run(
     arrays |= {k: np.array(v, real) for k, v in given.items()}
     arrays |= {f"own_{_accessor(t, name)}": np.array(v, real) for name, v in own.items()}
     arrays["fresh"][:] = state.get("fresh", 0)
+    arrays["rows"] = np.full((worlds, t.row_columns), np.nan, real)
     if delays:
         arrays["line"] = np.array(state["line"], real)
     # Warp's arrays may not be empty.
@@ -94,7 +100,7 @@ def run(
     for switch in tables.SWITCHES:
         addresses[names.index(switch)] = int(outputs)
     inputs = [wp.array(x, device="cpu") for x in (*t.blobs(real), addresses)]
-    with _optimization(level):
+    with optimization(level):
         k = kernel.build(t, double=double, backwards=backwards, edit=edit)
         wp.launch(k, dim=worlds, inputs=[worlds, steps, *inputs], device="cpu")
     return {name: live[name].numpy().copy() if name in live else v for name, v in arrays.items()}
@@ -205,18 +211,25 @@ def histogram(name, theirs):
     """How many worlds have so many active rows of contacts and limits, as a line of text."""
     counts = np.histogram(theirs["rows"], [0, 1, 4, 8, 16, 32, 1000])[0]
     labels = ["0", "1-3", "4-7", "8-15", "16-31", "32+"]
-    return f"{name}: worlds by active rows: " + ", ".join(f"{k}: {c}" for k, c in zip(labels, counts))
+    text = f"{name}: worlds by active rows: " + ", ".join(f"{k}: {c}" for k, c in zip(labels, counts))
+    return f"{text}; {share(theirs):.0%} with 4 or more, {theirs['stuck'].sum()} stuck"
+
+
+def share(theirs):
+    """Of worlds with four or more active rows."""
+    return np.mean(theirs["rows"] >= 4)
 
 
 # --- states ----------------------------------------------------------------------------------------------------------
 
 
 def states(model, n, seed=0, tries=8, depth=0.06):
-    """Random states of any model. In half of the worlds the pose of several that has the most rows of constraints,
-    unless something lies deeper than `depth` [m] in something else. A single free robot is put on the ground z = 0.
+    """Random states of any model. In three of four worlds the pose of several that has the most rows of constraints,
+    unless something lies deeper than `depth` [m] in something else. A single robot that can rise is put on the ground
+    z = 0; of several bodies every other one. Every tenth quaternion is not of unit length.
     """
     m, rng, data = model, np.random.default_rng(seed), mujoco.MjData(model)
-    free = np.flatnonzero(m.jnt_type == FREE)
+    risers = _risers(m)
 
     def pose(low):
         qpos = m.qpos0.copy()
@@ -229,7 +242,7 @@ def states(model, n, seed=0, tries=8, depth=0.06):
                 quat = rng.normal(size=4) * rng.choice([0.1, 0.4, 1.0]) + [1.0, 0.0, 0.0, 0.0]
                 if rng.random() < 0.2:
                     quat = -quat
-                qpos[a : a + 4] = quat / np.linalg.norm(quat)
+                qpos[a : a + 4] = quat / np.linalg.norm(quat) * rng.choice([1.0, 0.7, 1.5], p=[0.9, 0.05, 0.05])
             elif m.jnt_limited[j]:
                 (least, most), where = m.jnt_range[j], rng.random()
                 past = rng.uniform(0.0, 0.03) * (most - least)
@@ -237,10 +250,11 @@ def states(model, n, seed=0, tries=8, depth=0.06):
                 qpos[a] = least - past if where < 0.25 else most + past if where > 0.75 else inside
             else:
                 qpos[a] += rng.uniform(-1.0, 1.0) * (0.1 if kind == SLIDE else 1.0)
-        if len(free) == 1 and m.ntree == 1:
-            data.qpos[:] = qpos
-            mujoco.mj_kinematics(m, data)
-            qpos[m.jnt_qposadr[free[0]] + 2] += low - lowest_point(m, data)
+        for a, bodies in risers:
+            if len(risers) == 1 or rng.random() < 0.5:
+                data.qpos[:] = qpos
+                mujoco.mj_kinematics(m, data)
+                qpos[a] += low - min(lowest_point(m, data, b) for b in bodies)
         return qpos
 
     def merit(qpos):
@@ -264,6 +278,23 @@ def states(model, n, seed=0, tries=8, depth=0.06):
         start = np.argsort(m.body_mocapid)[-m.nmocap :]
         out["mocap_pos"] = m.body_pos[start] + rng.uniform(-0.1, 0.1, (n, m.nmocap, 3))
         out["mocap_quat"] = rng.normal(size=(n, m.nmocap, 4)) + [1.0, 0.0, 0.0, 0.0]
+    return out
+
+
+def _risers(m):
+    """(its place in qpos, bodies with geoms) of each tree that moves freely along z, where the ground is z = 0."""
+    flat = [g for g in np.flatnonzero(m.geom_type == PLANE) if np.allclose(m.geom_quat[g, 1:], 0.0)]
+    if not flat or m.geom_pos[flat[0], 2]:
+        return []
+    out = []
+    for tree in range(m.ntree):
+        bodies = np.flatnonzero(m.body_treeid == tree)
+        solid = [b for b in bodies if m.body_geomnum[b]]
+        for j in np.flatnonzero(np.isin(m.jnt_bodyid, bodies)):
+            upright = m.jnt_type[j] == SLIDE and m.jnt_axis[j, 2] == 1.0 and not m.jnt_limited[j]
+            if solid and (m.jnt_type[j] == FREE or upright):
+                out.append((m.jnt_qposadr[j] + (2 if m.jnt_type[j] == FREE else 0), solid))
+                break
     return out
 
 

@@ -98,7 +98,7 @@ def joints(option='timestep="0.004"', flags=""):
     return _mjcf(f"{option}>{flags}", world)
 
 
-def actuators(option='timestep="0.004" integrator="implicitfast"', damping="0.3"):
+def actuators(option='timestep="0.004" integrator="implicitfast"', damping="0.3", flags=""):
     """Every kind of actuator on an arm whose last link may stand on the ground."""
     link = f'<geom type="capsule" size=".04" fromto="0 0 0 .25 0 0" {_BALL}/>'
     arm = "</body>" * 4
@@ -120,7 +120,7 @@ def actuators(option='timestep="0.004" integrator="implicitfast"', damping="0.3"
       <position joint="j4" kp="20" kv="1" gear="-1.2"/>
       <motor joint="s" forcerange="-4 4"/>
     </actuator>"""
-    return _mjcf(f"{option}>", world + arm + "</body>", end)
+    return _mjcf(f"{option}>{flags}", world + arm + "</body>", end)
 
 
 def scene(option='timestep="0.004"'):
@@ -136,6 +136,7 @@ def scene(option='timestep="0.004"'):
             for dx, dy in ((-0.1, 0.0), (0.1, 0.05))
         )
         trunk = f'<freejoint/><geom name="b{condim}" {limb} euler="0 1.5 0"/>'
+        trunk += f'<geom type="sphere" size=".07" pos=".08 .03 .07" {_BALL}/>'  # of a lower type than static capsules
         return f'<body name="r{condim}" pos="{x} 0 .4">{trunk}{legs}</body>'
 
     world = f"""
@@ -194,7 +195,8 @@ SMALL |= {"actuators, Euler": actuators('timestep="0.004"'), "big, 64": big(), "
 SMALL |= {"big, elliptic": big('timestep="0.004" cone="elliptic" impratio="2"')}
 for _flag in FOLLOWED_FLAGS:
     _name = _flag.name.removeprefix("mjDSBL_").lower()
-    SMALL[f"joints without {_name}"] = joints(flags=f'<flag {_name}="disable"/>')
+    _maker = actuators if _name in ("clampctrl", "damper") else joints
+    SMALL[f"{_maker.__name__} without {_name}"] = _maker(flags=f'<flag {_name}="disable"/>')
 # A time constant below two physics steps, which refsafe lengthens.
 SMALL["joints without refsafe"] = SMALL["joints without refsafe"].replace(".03 1.2", ".006 1.2")
 
@@ -239,16 +241,18 @@ FILES = dict(_files())
 
 
 def shipped(name):
-    """A shipped model, or None where the engine does not cover it. RK4 becomes Euler; fluids and energies go."""
+    """A shipped model, or None where the engine does not cover it. RK4 becomes Euler; fluids and energies go; robots of
+    mjlab, which come without a scene, get a floor."""
     path = FILES[name]
-    model = mujoco.MjModel.from_xml_path(str(path))
+    spec = mujoco.MjSpec.from_file(str(path))
+    if name.startswith("mjlab"):
+        spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_PLANE, size=[5, 5, 1], conaffinity=0)
+    model = spec.compile()
     opt = model.opt
     if opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
         opt.integrator = mujoco.mjtIntegrator.mjINT_EULER
     opt.density = opt.viscosity = 0.0
     opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
-    if (
-        name == "gymnasium:point"
-    ):  # its ball just touches the ground, so that roundoff decides whether there is a contact
+    if name == "gymnasium:point":  # its ball just touches the ground: a matter of roundoff
         model.body_pos[model.body("torso").id, 2] -= 0.01
     return None if uncovered(model, sensors=False) else model

@@ -1,14 +1,26 @@
 """Wrong lines, which the comparison with C MuJoCo must notice: (stage, model, what stands there, what it becomes).
 
-Of a text that stands in several places the first is changed, in the order of `kernel.STAGES`. Those of `factor` run
-with LANES lanes, with which some rows of the Hessian are in registers and some in scratch memory.
+Of a text that stands in several places the first is changed, in the order of `kernel.STAGES`. Those of stages in LANES
+run with so many lanes, with which some rows of the Hessian are in registers and some in scratch memory. Models of
+SENSORS are those of test_fused_sensors.py. Not here: what only makes the solver slower, as a search that halves where
+it could take Newton's step.
 """
 
 _JOINTS, _ARM, _SHAPES = "joints", "actuators", "shapes, pyramidal"
-LANES = 16
+LANES = {"factor": 16, "solver": 16}
 _ROUND, _SCENE, _CONES = "shapes, elliptic impratio 5", "scene, pyramidal", "scene, elliptic impratio 5"
 
+# Names of test_fused_sensors's functions.
+_FRAMES, _OTHERS, _CONTACTS = SENSORS = "frames", "others", "contacts"
+
 MUTATIONS = [
+    # lanes
+    ("lanes", _SCENE, "#define EACH_OF_MANY(i, n) EACH(i, n)", "#define EACH_OF_MANY(i, n) EACH(i, (n) - 1)"),
+    ("lanes", _SCENE, "FN real across(real x) { return x; }", "FN real across(real x) { return 2 * x; }"),
+    ("lanes", _SCENE, "FN bool any(bool p) { return p; }", "FN bool any(bool p) { return false; }"),
+    ("lanes", _SCENE, "int k) {\n  return x.v[k];", "int k) {\n  return x.v[0];"),
+    ("lanes", _SCENE, "(Item i{0}; i.id < (n); i.id++)\n#endif", "(Item i{0}; i.id < (n) - 1; i.id++)\n#endif"),
+    ("lanes", _JOINTS, "BATCHES(i, n) for (Item i{0};", "BATCHES(i, n) for (Item i{1};"),
     # math
     ("math", _JOINTS, "a.z * b.x - a.x * b.z", "a.x * b.z - a.z * b.x"),
     ("math", _JOINTS, "a.w * b.z + a.x * b.y - a.y * b.x", "a.w * b.z - a.x * b.y + a.y * b.x"),
@@ -20,6 +32,11 @@ MUTATIONS = [
     # model
     ("model", _SHAPES, "a >= 0 ? v3(S.qpos + a)", "a > 0 ? v3(S.qpos + a)"),
     ("model", _SCENE, "v3(S.pose[body_root(w)[body]])", "v3(S.pose[body])"),
+    ("model", _SCENE, "(word >> (8 * k)) & 255", "(word >> (8 * k)) & 15"),
+    ("model", _SCENE, "(word >> (8 * k)) & 255", "(word >> (7 * k)) & 255"),
+    ("model", _SCENE, "(k - NFAST) * MAXDIM * NH", "(k - NFAST) * NH"),
+    ("model", _SCENE, "q4(S.pose[body] + 4)", "q4(S.pose[0] + 4)"),
+    ("model", _SCENE, "p ? p + (size_t)w.id * columns : p", "p"),
     # kinematics
     ("kinematics", _JOINTS, "pos = pos + (S.qpos[adr] - qpos0(w)[adr]) * axis;", "pos = pos + S.qpos[adr] * axis;"),
     ("kinematics", _JOINTS, "turn_by(own_axis, S.qpos[adr] - qpos0(w)[adr])", "turn_by(own_axis, S.qpos[adr])"),
@@ -68,6 +85,17 @@ MUTATIONS = [
     ("narrow", _SHAPES, "k == 2 ? R(0.866025403784438647)", "k == 2 ? R(0.5)"),
     ("narrow", _SHAPES, "down = inverse(more(l, TINY)) * down;", ""),
     ("narrow", _SHAPES, "b.pos + p - (R(0.5) * dist) * n", "b.pos + p"),
+    ("narrow", _SCENE, "hit.dist = l - r1 - r2;", "hit.dist = l - r1;"),
+    ("narrow", _SCENE, "-capsule.size.y, capsule.size.y)", "R(0), capsule.size.y)"),
+    ("narrow", _SCENE, "if (magnitude(y) > h2)", "if (y > h2)"),
+    ("narrow", _SCENE, "real y = uv * x + dot(v, d);", "real y = uv * x - dot(v, d);"),
+    ("narrow", _SCENE, "p = h * axis - r * n;", "p = h * axis;"),
+    ("narrow", _SCENE, "vec3 t = cross(n, cross(axis, n));", "vec3 t = cross(axis, n);"),
+    ("narrow", _SHAPES, "height + rise <= reach && rise", "height <= reach && rise"),
+    ("narrow", _SHAPES, "if (up > 0) axis = -axis, up = -up;", ""),
+    ("narrow", _SHAPES, "down = cross(axis, side);", "down = cross(side, axis);"),
+    ("narrow", _SHAPES, "s = R(-0.5) * r", "s = R(0.5) * r"),
+    ("narrow", _SHAPES, "seen(frame, -n)", "seen(frame, n)"),
     # collision
     ("collision", _SHAPES, "rot = product(rot, q4(geom_quat(w) + 4 * id));", ""),
     ("collision", _SHAPES, "x * x / prm[5]", "x * x"),
@@ -84,6 +112,13 @@ MUTATIONS = [
     ("collision", _SCENE, "c[C_FRICTION + k] = mu[k + 1]", "c[C_FRICTION + k] = mu[k]"),
     ("collision", _SCENE, "a.pos = a.pos + (origin_of(w, S, q[P_BODY_A]) - here);", ""),
     ("collision", _SCENE, "d = d + (origin_of", "d = d - (origin_of"),
+    ("collision", _SCENE, "real r = a.w + b.w + pair_reach", "real r = a.w + pair_reach"),
+    ("collision", _SHAPES, "1 - (1 - x) * (1 - x) / (1 - prm[5])", "1 - (1 - x) * (1 - x)"),
+    ("collision", _SCENE, "real margin = p[P_INCLUDE]", "real margin = 0"),
+    ("collision", _SCENE, "R(q[P_SIGN])", "R(1)"),
+    ("collision", _SCENE, "pos = hit.pos - reference;", "pos = hit.pos;"),
+    ("collision", _SHAPES, "pair_real(w)[PAIR_REALS * pair + P_REACH]", "R(0)"),
+    ("collision", _SCENE, "b.pos = b.pos + (origin_of(w, S, q[P_BODY_B]) - here);", ""),
     # constraint
     ("constraint", _SCENE, "(reference_of(w, S, body) - reference_of(w, S, other))", "reference_of(w, S, body)"),
     ("constraint", _SCENE, "theirs ? p_other : p", "p"),
@@ -107,6 +142,15 @@ MUTATIONS = [
     ("factor", _SCENE, "S.vector[m] -= f * b;", ";"),
     ("factor", _SCENE, "(S.vector[e] - across(s)) / E[e]", "S.vector[e] / E[e]"),
     ("factor", _SCENE, "EACH_LANE(i) x[i] *= scale[i];", ""),
+    ("factor", _SCENE, "S.extra[m - NR][j] -= f * E[j];", "S.extra[m - NR][j] += f * E[j];"),
+    ("factor", _SCENE, "H[i].v[q + 3] -= f * t.w;", "H[i].v[q + 3] += f * t.w;"),
+    ("factor", _SCENE, "if (j < e) s += E[j] * S.vector[j];", "if (j < NR) s += E[j] * S.vector[j];"),
+    ("factor", _SCENE, "b1 -= s * b0;", ""),
+    ("factor", _SCENE, "f0 -= f1 * s;", ""),
+    ("factor", _SCENE, "q = p == 0 ? 0 : 4", "q = 4"),
+    ("factor", _SCENE, "inverse(second[k + p + 1] - s * across_pivots)", "inverse(second[k + p + 1])"),
+    ("factor", "big, 33", "x[i] -= f1 * (b1 - s * b0);", "x[i] -= f1 * b1;"),
+    ("factor", "big, 33", "- f0 * first[k + 1 < NROW ? k + 1 : k]) * inv1", ") * inv1"),
     # solver
     ("solver", _JOINTS, "-TIMESTEP * P.slope[i]", "TIMESTEP * P.slope[i]"),
     ("solver", _JOINTS, "P.a[i] += t * x[i], P.Ma[i] += t * Mx[i];", "P.a[i] += t * x[i];"),
@@ -114,12 +158,32 @@ MUTATIONS = [
     ("solver", _JOINTS, "P.force[i] + f - P.Ma[i]", "P.force[i] - P.Ma[i]"),
     ("solver", _JOINTS, "own[b] = J[b][i], force[i] += own[b] * f[b];", "own[b] = J[b][i];"),
     ("solver", _JOINTS, "IMPLICIT ? x[i] : P.a[i]", "P.a[i]"),
+    ("solver", _SCENE, "K[at(a, b)] * own[a]", "K[at(b, b)] * own[a]"),
+    ("solver", _SCENE, "H[i].v[q] += s * t.x", "H[i].v[q] -= s * t.x"),
+    ("solver", _SCENE, "S.extra[e - NR][i] += sum;", "S.extra[e - NR][i] -= sum;"),
+    ("solver", _SCENE, "K[at(a, b)] * J[a][e]", "K[at(a, b)] * own[a]"),
+    ("solver", _SCENE, "S.extra[i - NR][i] += h;", "S.extra[i - NR][0] += h;"),
+    ("solver", _SCENE, "changed |= next != zone[c] || next == CURVED;", ""),
+    ("solver", _CONES, "next != zone[c] || next == CURVED", "next != zone[c]"),
+    ("solver", _JOINTS, "changed |= next != dof_zone[i];", ""),
+    ("solver", _SCENE, "P.x[c].v[k] = -a.v[k]", "P.x[c].v[k] = a.v[k]"),
+    ("solver", _SCENE, "nefc += rows_of(S.contact[c]);", "nefc += 1;"),
+    ("solver", _SCENE, "first = across(first) + g + t * h", "first = across(first) + g"),
+    ("solver", _CONES, "g += v[i] * (P.Ma[i] - P.force[i])", "g += v[i] * P.Ma[i]"),
+    ("solver", _SCENE, "if (first < 0) low = t;", "if (first > 0) low = t;"),
+    ("solver", _SCENE, "k < 50;", "k < 2;"),
+    ("solver", _SCENE, "advance(P.dof[i], t * x[i]);", "advance(P.dof[i], x[i]);"),
+    ("solver", _CONES, "finishing = !(SCALE * gain >= TOLERANCE);", "finishing = true;"),
+    ("solver", _SCENE, "|| P.iterations >= ITERATIONS", "|| P.iterations >= 3"),
     # integrate
     ("integrate", _JOINTS, "S.qpos[adr] += TIMESTEP * S.qvel[dof];", ""),
     ("integrate", _JOINTS, "product(q, turn_by(inverse(speed) * v,", "product(q, turn_by(-inverse(speed) * v,"),
     ("integrate", _JOINTS, "adr += 3, dof += 3;", "adr += 3;"),
     ("integrate", _JOINTS, "S.warm[i] = a[i];", "S.warm[i] = acceleration[i];"),
     ("integrate", _JOINTS, "S.qvel[i] += TIMESTEP * acceleration[i];", "S.qvel[i] += TIMESTEP * a[i];"),
+    ("integrate", _JOINTS, "if (speed > TINY) q", "if (speed < TINY) q"),
+    ("integrate", _JOINTS, "+ k] += TIMESTEP * S.qvel[dof + k]", "+ k] += TIMESTEP * S.qvel[dof + k + 3]"),
+    ("integrate", _JOINTS, "turn_by(inverse(speed) * v, TIMESTEP * speed)", "turn_by(v, TIMESTEP * speed)"),
     # outputs
     ("outputs", _JOINTS, "vec3 c = mass * (position_of(S, b) +", "vec3 c = mass * (position_of(S, b) -"),
     ("outputs", _SHAPES, "product(q, q4(body_iquat(w) + 4 * b))", "q"),
@@ -128,8 +192,52 @@ MUTATIONS = [
     ("outputs", _ARM, "vel[u] = gear * S.qvel", "vel[u] = S.qvel"),
     ("outputs", _ARM, "qacc[i] = P.a[i];", "qacc[i] = P.Ma[i];"),
     ("outputs", _ARM, "constraint[i] = P.Ma[i] - P.force[i];", "constraint[i] = P.Ma[i];"),
+    ("outputs", _JOINTS, "s[0] > TINY ? (1 / s[0]) * v3(s + 1)", "s[0] > TINY ? v3(s + 1)"),
+    ("outputs", _JOINTS, "out[3] = a.x.y", "out[3] = a.y.x"),
+    ("outputs", _JOINTS, "v.lin + cross(v.rot, center_of_mass", "v.lin - cross(v.rot, center_of_mass"),
+    ("outputs", _SHAPES, "product(q, q4(geom_quat(w) + 4 * g))", "q"),
+    ("outputs", _ARM, "len[u] = gear * S.qpos", "len[u] = S.qpos"),
+    ("outputs", _SHAPES, "b ? origin_of(w, S, b) + center_of_mass(w, S, b)", "b ? center_of_mass(w, S, b)"),
+    ("outputs", _JOINTS, "smooth[i] = P.force[i]", "smooth[i] = P.Ma[i]"),
+    ("outputs", _SHAPES, "*nefc = P.nefc", "*nefc = P.ncon"),
+    ("outputs", _JOINTS, "*ncon = P.touching", "*ncon = P.ncon"),
+    ("outputs", _SHAPES, "p + rotate(q, v3(body_ipos(w) + 3 * b))", "p"),
     # step
     ("step", _JOINTS, "*time += TIMESTEP;", "*time += 2 * TIMESTEP;"),
     ("step", _JOINTS, "found < NCON ? found : NCON;", "0;"),
     ("step", _JOINTS, "S.warm[i] = warm[i];", "S.warm[i] = R(0.0 / 0.0);"),
+    ("step", _SCENE, "if (found > NCON) {", "if (found > 0) {"),
+    ("step", _SCENE, "magnitude(x) <= R(1e10)", "magnitude(x) <= R(1e-10)"),
+    ("step", _SCENE, "warm[i] = S.warm[i];", "warm[i] = 0;"),
+    ("step", _SCENE, "S.qvel[i] * axis_of(S, i)", "axis_of(S, i)"),
+    ("step", _SCENE, "physics_step(w, S, P, k == substeps - 1);", "physics_step(w, S, P, k == substeps);"),
+    ("step", _SCENE, "  mass_matrix(w, S);\n  begin", "  begin"),
+    ("step", _JOINTS, "integrate(w, S, acceleration, P.a);", "integrate(w, S, P.a, acceleration);"),
+    ("step", _JOINTS, "ball_limits(w, S, P.ncon);", ""),
+    ("step", _JOINTS, "P.touching = P.ncon = found", "P.ncon = found"),
+    # sensors
+    ("sensors", _FRAMES, "if (kind >= GYRO) x = rotate(conjugate(f.rot), x);", ""),
+    ("sensors", _FRAMES, "v.lin + cross(v.rot, arm_of(w, S, f))", "v.lin"),
+    ("sensors", _FRAMES, "turning = kind == FRAMEANGVEL || kind == GYRO", "turning = kind == GYRO"),
+    ("sensors", _FRAMES, "conjugate(frame_of(w, S, s[4], s[5]).rot)", "frame_of(w, S, s[4], s[5]).rot"),
+    ("sensors", _FRAMES, "f.pos - reference_of(w, S, f.body)", "f.pos"),
+    ("sensors", _FRAMES, "x = origin_of(w, S, f.body) + f.pos;", "x = f.pos;"),
+    ("sensors", _OTHERS, "(s[1] ? S.qvel : S.qpos)[s[2]]", "S.qpos[s[2]]"),
+    ("sensors", _OTHERS, "quat q = normalized(q4(S.qpos + s[1]));\n    out", "quat q = q4(S.qpos);\n    out"),
+    ("sensors", _OTHERS, "if (dof & 2) velocity = velocity + own,", "if (dof & 2)"),
+    ("sensors", _OTHERS, "if (dof & 1) a = a + cross_motion(velocity, m);", ""),
+    ("sensors", _OTHERS, "a = {v3(0, 0, 0), -v3(opt_gravity(w))}", "a = own"),
+    ("sensors", _OTHERS, "cross(spin, velocity.lin + cross(spin, arm))", "cross(spin, velocity.lin)"),
+    ("sensors", _OTHERS, "low = more(low, (-b - t) * s)", "low = more(low, (b - t) * s)"),
+    ("sensors", _OTHERS, "half = size / magnitude(dx)", "half = size"),
+    ("sensors", _OTHERS, "rotate(turn, p), rotate(turn, d)", "p, d"),
+    ("sensors", _OTHERS, "(q[P_BODY_B] == f.body ? R(-1) : R(1)) * v3(c + C_NORMAL)", "v3(c + C_NORMAL)"),
+    ("sensors", _OTHERS, "(origin_of(w, S, body) - origin_of(w, S, f.body)) - f.pos", "-f.pos"),
+    ("sensors", _OTHERS, "dof_forcelimited(w)[dof] ? clamp_to", "false ? clamp_to"),
+    ("sensors", _CONTACTS, "r.force[2] * cross(n, t)", "r.force[2] * cross(t, n)"),
+    ("sensors", _CONTACTS, "(match == 1 ? R(1) : R(-1)) * f", "f"),
+    ("sensors", _CONTACTS, "dot(f, f) > most", "dot(f, f) < most"),
+    ("sensors", _CONTACTS, "(match_of_strongest == 1 ? R(1) : R(-1)) * dot", "dot"),
+    ("sensors", _CONTACTS, "* CONTACT_WORDS + i / 16]", "* CONTACT_WORDS]"),
+    ("sensors", _CONTACTS, "found++;", "found = 1;"),
 ]  # fmt: skip
