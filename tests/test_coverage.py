@@ -75,7 +75,6 @@ REASONS = {
         "world": f'<body gravcomp="1"><joint name="j" actuatorgravcomp="true"/>{UNSEEN}</body>',
     },
     "joint 'j' whose range is narrower than twice its margin": joint('range="-1 1" limited="true" margin="60"'),
-    "free joint 'j' of a single body with integrator implicitfast": FREE | {"edit": {"integrator": 3}},
     "actuator 'a' with transmission tendon": actuator('tendon="t"', extra=TENDON),
     "actuator 'a' with transmission site": actuator('site="s"'),
     "actuator 'a' with transmission body": actuator('body="b" ctrlrange="0 1"', "adhesion"),
@@ -253,22 +252,6 @@ def test_one_spring_of_two_is_named_and_both_are_counted():
     two = {"world": f'<body><joint type="ball" stiffness="1"/>{UNSEEN}</body>'}
     assert uncovered(compiled(**two)) == ["ball joint 1 with a spring"]
     assert uncovered(compiled(**two, **joint('stiffness="1"', "ball"))) == ["2 ball joints with a spring"]
-
-
-def test_a_free_body_with_joints_below_is_stepped_by_implicitfast_like_any_other():
-    """MuJoCo takes gyroscopic derivatives only of free bodies without; with none below, it differs from Euler."""
-    below = {False: "", True: f'<body pos=".1 0 0"><joint/>{UNSEEN}</body>'}
-    for more, text in below.items():
-        shape = '<geom type="box" size=".1 .2 .3" contype="0" conaffinity="0"/>'
-        xml = f'<mujoco><option gravity="0 0 0"/><worldbody><body><freejoint/>{shape}{text}</body></worldbody></mujoco>'
-        model, speeds = mujoco.MjModel.from_xml_string(xml), []
-        for integrator in (mujoco.mjtIntegrator.mjINT_EULER, mujoco.mjtIntegrator.mjINT_IMPLICITFAST):
-            model.opt.integrator = integrator
-            data = mujoco.MjData(model)
-            data.qvel[3:6] = 1.0, 2.0, 3.0
-            mujoco.mj_step(model, data)
-            speeds.append(data.qvel.copy())
-        assert np.allclose(*speeds, rtol=0.0, atol=1e-12) == more == (uncovered(model) == [])
 
 
 @pytest.mark.parametrize("name", robot_states.ASSETS)

@@ -78,6 +78,49 @@ def test_ids_of_bodies_are_bytes():
     assert coverage.uncovered(pebbles(4, still=252)) == ["257 bodies (at most 256)"]
 
 
+# --- free bodies under implicitfast ----------------------------------------------------------------------------------
+
+_TUMBLING = """
+<mujoco>
+  <option timestep=".01" integrator="implicitfast">{flag}</option>
+  <worldbody>
+    <geom type="plane" size="1 1 1" contype="2"/>
+    <body pos="0 0 .2">
+      <joint type="free" {joint}/>
+      <inertial mass="2" pos=".1 -.05 .2" quat=".8 .2 -.4 .4" diaginertia=".02 .05 .06"/>
+      <body pos=".1 .2 0" euler="20 40 0"><geom type="box" size=".1 .2 .05" conaffinity="2"/></body>
+    </body>
+    <body pos="1 0 .5"><freejoint/><geom type="ellipsoid" size=".1 .2 .05" contype="0" conaffinity="0"/></body>
+    <body pos="2 0 .5">
+      <freejoint/><geom size=".1" contype="0" conaffinity="0"/>
+      <body pos=".1 0 0"><joint/><geom type="box" size=".1 .2 .05" contype="0" conaffinity="0"/></body>
+    </body>
+  </worldbody>
+</mujoco>
+"""
+
+
+@pytest.mark.parametrize("joint", ["", 'damping=".4" armature=".03" frictionloss=".1"'])
+@pytest.mark.parametrize("flag", ["", '<flag spring="disable" damper="disable"/>', '<flag constraint="disable"/>'])
+def test_gyroscopic_forces_on_free_bodies_are_implicit(joint, flag):
+    """With implicitfast, MuJoCo takes their derivatives for free bodies that have no joints below them."""
+    model = mujoco.MjModel.from_xml_string(_TUMBLING.format(joint=joint, flag=flag))
+    assert coverage.uncovered(model) == []
+    law = Actuation.direct(0)
+    state = fused.with_applied_forces(model, fused.states(model, 30))
+    state["qvel"] *= 5.0
+    theirs = fused.reference(model, law, state)
+    euler = copy.copy(model)
+    euler.opt.integrator = mujoco.mjtIntegrator.mjINT_EULER
+    others = fused.reference(euler, law, state)
+    differs = (np.abs(theirs["qvel"] - others["qvel"]) > 1e-4).any(axis=0)
+    assert differs[[3, 4, 5, 9, 10, 11]].all() and not differs[12:].any()
+    for double, most in ((True, 1e-9), (False, 3e-4)):
+        ours = fused.run(model, law, state, double=double)
+        assert not fused.miscounted(ours, theirs)
+        assert {k: v.max() for k, v in fused.errors(ours, theirs).items() if v.size and v.max() > most} == {}
+
+
 # --- outputs ---------------------------------------------------------------------------------------------------------
 
 

@@ -163,7 +163,7 @@ def _fields(model: mujoco.MjModel, randomized: Sequence[str]) -> list[str]:
 
 
 def _joints(model: mujoco.MjModel) -> list[str]:
-    """Springs, dampers, limits, and free bodies."""
+    """Springs, dampers and limits."""
     found = []
     limits = not model.opt.disableflags & (_OFF.mjDSBL_LIMIT | _OFF.mjDSBL_CONSTRAINT)
     for j in range(model.njnt):
@@ -185,10 +185,6 @@ def _joints(model: mujoco.MjModel) -> list[str]:
         # Both limits at once would be two rows of one joint.
         if limits and model.jnt_limited[j] and not (free or ball) and high - low < 2.0 * model.jnt_margin[j]:
             found.append((noun, j, "whose range is narrower than twice its margin"))
-        # The derivatives of gyroscopic forces that implicitfast takes of bodies without joints below them.
-        alone = free and model.tree_dofnum[model.body_treeid[model.jnt_bodyid[j]]] == 6
-        if alone and model.opt.integrator == mujoco.mjtIntegrator.mjINT_IMPLICITFAST:
-            found.append((noun, j, "of a single body with integrator implicitfast"))
     return _grouped(model, _OBJECT.mjOBJ_JOINT, found)
 
 

@@ -152,7 +152,7 @@ def make_tables(
     _limits(m, sizes, reals, ints)
     _actuators(m, actuation, sizes, reals, ints)
     _collision(m, pairs, sizes, reals, ints)
-    _options(m, sizes, tolerance, randomized)
+    _options(m, sizes, ints, tolerance, randomized)
     geoms = ints["pair_int"].reshape(-1, PAIR_INTS)[:, [_PAIR_INTS.index("GEOM_A"), _PAIR_INTS.index("GEOM_B")]]
     sensors.add(m, geoms, sizes, reals, ints)
     sizes["NCON"] = (max(1, nconmax) if pairs else 0) + int(sizes["BALL_LIMITS"])
@@ -355,14 +355,17 @@ def _collision(m: mujoco.MjModel, pairs: list[Pair], sizes: dict, reals: dict, i
     sizes["NPAIR_MOVING"] = sum(row[8] != 0 for row in numbers)
 
 
-def _options(m: mujoco.MjModel, sizes: dict, tolerance: float, randomized: frozenset[str]) -> None:
+def _options(m: mujoco.MjModel, sizes: dict, ints: dict, tolerance: float, randomized: frozenset[str]) -> None:
     damping = not m.opt.disableflags & _D.mjDSBL_DAMPER and (m.dof_damping.any() or "dof_damping" in randomized)
     fast = m.opt.integrator == mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     implicit = not m.opt.disableflags & _D.mjDSBL_EULERDAMP and bool(damping)
     if fast:
         affine = m.actuator_biasprm[:, 2].any() or m.actuator_gainprm[:, 2].any()
         implicit = bool(damping or affine or randomized & {"actuator_biasprm", "actuator_gainprm"})
+    free = np.flatnonzero((m.jnt_type == _FREE) & (m.tree_dofnum[m.body_treeid[m.jnt_bodyid]] == 6)) if fast else []
+    ints["spinning_body"], ints["spinning_dof"] = m.jnt_bodyid[free], m.jnt_dofadr[free]  # see integrate.h
     sizes |= {
+        "SPINNING": len(free),
         "TIMESTEP": float(m.opt.timestep),
         "IMPLICIT": int(implicit),
         "EULER": int(not fast),

@@ -23,6 +23,9 @@ FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
   MARK(S, 4);
   newton(w, S, P, acceleration);
   if (last) write_force_outputs(w, S, P);
+#if SPINNING
+  free_accelerations(w, S, P, acceleration);
+#endif
   integrate(w, S, acceleration, P.a);
   MARK(S, 10);
 }
