@@ -20,10 +20,10 @@ FN vec3 seen_from_other(const World& w, const Scratch& S, const real* c) {
   return p;
 }
 
-// The rows of J of contact k to S.row.
+// The rows of J of contact k.
 FN void write_rows(const World& w, Scratch& S, int k) {
   const real* c = S.contact[k];
-  real(*row)[NH] = (real(*)[NH])rows_of_contact(w, S, k);
+  real(*row)[NH] = (real(*)[NH])scratch_rows(S, k);
   int body = (int)c[C_BODY], other = (int)c[C_OTHER];
   vec3 n = v3(c + C_NORMAL), t = v3(c + C_TANGENT), s = cross(n, t), p = v3(c + C_POS), p_other = seen_from_other(w, S, c);
   real sign = c[C_SIGN];
@@ -45,6 +45,9 @@ FN void write_rows(const World& w, Scratch& S, int k) {
 #endif
   }
   EACH(i, NH - NV) UNROLL for (int j = 0; j < MAXDIM; j++) row[j][NV + i] = 0;
+#if SPARE
+  if (k >= NFAST) keep_rows(w, S, k);
+#endif
 }
 
 FN real dot4(four a, four b) { return a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w); }
@@ -55,15 +58,20 @@ FN real row_dot(const real* a, const real* b) {
   return s;
 }
 // J x of contact k.
-FN Rows motion_of(const World& w, Scratch& S, int k, const real* x) {
+FN Rows motion_along(const real* J, const real* x) {
   Rows r;
-  const real* J = rows_of_contact(w, S, k);
   UNROLL for (int j = 0; j < MAXDIM; j++) r.v[j] = 0;
   LOOP for (int q = 0; q < NH; q += 4) {
     four y = load4(x + q);
     UNROLL for (int j = 0; j < MAXDIM; j++) r.v[j] += dot4(load4(J + j * NH + q), y);
   }
   return r;
+}
+FN Rows motion_of(const World& w, Scratch& S, int k, const real* x) {
+#if SPARE
+  if (k >= NFAST) return motion_along(kept_rows(w, k), x);
+#endif
+  return motion_along(scratch_rows(S, k), x);
 }
 
 FN real friction_of(const real* c, int row) {

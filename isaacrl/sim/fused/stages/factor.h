@@ -50,20 +50,18 @@ FN void recover_extra_rows(Scratch& S, const Per<real, ROWS>& x) {
 
 #endif
 
-#if NROW <= LANES
-
 // Four pivots from k on; H has the columns from k to the last, W of them, and moves to those from k + 4 on.
 template <int W>
 FN void eliminate(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x, Per<real, ROWS>& scale, int k) {
   UNROLL for (int p = 0; p < 4; p += 2) {
     real *first = S.pivot[p / 2], *second = first + ROWS;
-    EACH_LANE(i) first[i] = H[i].v[p], second[i] = H[i].v[p + 1];
+    EACH(i, ROWS) first[i] = H[i].v[p], second[i] = H[i].v[p + 1];
     real b0 = from(x, k + p), b1 = from(x, k + p + 1);
     sync();
     real inv0 = inverse(first[k + p]), across_pivots = first[k + p + 1], s = across_pivots * inv0;
     real inv1 = inverse(second[k + p + 1] - s * across_pivots);
     b1 -= s * b0;
-    EACH_LANE(i) {
+    EACH(i, ROWS) {
       real f0 = i == k + p ? R(0) : H[i].v[p] * inv0;
       real f1 = i == k + p + 1 ? R(0) : (H[i].v[p + 1] - f0 * across_pivots) * inv1;
       if (i == k + p) scale[i] = inv0;
@@ -78,7 +76,7 @@ FN void eliminate(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x, Per<real, R
       }
     }
   }
-  EACH_LANE(i) UNROLL for (int q = 4; q < W; q++) H[i].v[q - 4] = H[i].v[q];
+  EACH(i, ROWS) UNROLL for (int q = 4; q < W; q++) H[i].v[q - 4] = H[i].v[q];
 }
 
 // Solves in place: x holds b, then the solution. H is destroyed; rows and columns beyond NR are those of the identity.
@@ -86,54 +84,13 @@ FN void eliminate(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x, Per<real, R
 // its instructions, so all loops here are kept small.
 FN void gauss_jordan(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x) {
   Per<real, ROWS> scale;
-  EACH_LANE(i) scale[i] = 0;
+  EACH(i, ROWS) scale[i] = 0;
   int k = 0;
 #if NROW > 12
   ROLLED for (; k < NROW - 12; k += 4) eliminate<NROW>(S, H, x, scale, k);
 #endif
   ROLLED for (; k < NROW; k += 4) eliminate<(NROW > 12 ? 12 : NROW)>(S, H, x, scale, k);
-  EACH_LANE(i) x[i] *= scale[i];
+  EACH(i, ROWS) x[i] *= scale[i];
   sync();
 }
 
-#else
-
-// Solves in place: x holds b, then the solution. H is destroyed.
-FN void gauss_jordan(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x) {
-  Per<real, ROWS> scale;
-  UNROLL for (int k = 0; k < NR; k += 2) {
-    real* first = S.pivot[(k / 2) % 2];
-    real* second = first + ROWS;
-    const bool pair = k + 1 < NR;
-    EACH(i, NR) {
-      first[i] = H[i].v[k];
-      if (pair) second[i] = H[i].v[k + 1 < NROW ? k + 1 : k];
-    }
-    real b0 = from(x, k), b1 = pair ? from(x, k + 1 < NR ? k + 1 : k) : R(0);
-    sync();
-    real inv0 = inverse(first[k]), s = 0, inv1 = 0;
-    if (pair) s = first[k + 1 < NROW ? k + 1 : k] * inv0, inv1 = inverse(second[k + 1 < NROW ? k + 1 : k] - s * first[k + 1 < NROW ? k + 1 : k]);
-    EACH(i, NR) {
-      real f0 = i == k ? R(0) : H[i].v[k] * inv0, f1 = 0;
-      if (i == k) scale[i] = inv0;
-      x[i] -= f0 * b0;
-      if (pair) {
-        f1 = i == k + 1 ? R(0) : (H[i].v[k + 1 < NROW ? k + 1 : k] - f0 * first[k + 1 < NROW ? k + 1 : k]) * inv1;
-        if (i == k + 1) scale[i] = inv1;
-        x[i] -= f1 * (b1 - s * b0);
-        f0 -= f1 * s;
-      }
-      UNROLL for (int q = (k + 2) / 4 * 4; q < NROW; q += 4) {
-        four t = load4(first + q), u = load4(second + q);
-        if (q > k + 1 && q < NR) H[i].v[q] = H[i].v[q] - f0 * t.x - f1 * u.x;
-        if (q + 1 > k + 1 && q + 1 < NR) H[i].v[q + 1] = H[i].v[q + 1] - f0 * t.y - f1 * u.y;
-        if (q + 2 > k + 1 && q + 2 < NR) H[i].v[q + 2] = H[i].v[q + 2] - f0 * t.z - f1 * u.z;
-        if (q + 3 > k + 1 && q + 3 < NR) H[i].v[q + 3] = H[i].v[q + 3] - f0 * t.w - f1 * u.w;
-      }
-    }
-  }
-  EACH(i, NR) x[i] *= scale[i];
-  sync();
-}
-
-#endif

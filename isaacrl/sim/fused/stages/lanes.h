@@ -83,9 +83,6 @@ FN int item_or_last(int id, int n) { return n % LANES == 0 || id < n ? id : n - 
   ROLLED for (int i##_s = 0; i##_s < (n); i##_s += LANES)            \
     if (Item i{i##_s + lane_id(), 0}; true)
 
-// All lanes, items or not.
-#define EACH_LANE(i) if (Item i{lane_id(), 0}; true)
-
 FN void sync() {
   if (LANES > 1) __syncwarp(group_mask());
 }
@@ -102,10 +99,12 @@ FN int append(bool hit, int& n) {
   n += __popc(all);
   return place;
 }
-// Item k's value, in all lanes; k is uniform and, for N > LANES, known at compile time.
+// Item k's value, in all lanes; k is uniform.
 template <class T, int N>
 FN T from(const Per<T, N>& x, int k) {
-  return LANES == 1 ? x.v[k] : __shfl_sync(group_mask(), x.v[k / LANES], k & (LANES - 1), LANES);
+  T own = x.v[0];
+  UNROLL for (int slot = 1; slot < SLOTS(N); slot++) if (k / LANES == slot) own = x.v[slot];
+  return LANES == 1 ? own : __shfl_sync(group_mask(), own, k & (LANES - 1), LANES);
 }
 
 #else
@@ -128,7 +127,6 @@ struct Per {
 #endif
 #define MAP(i, n) EACH(i, n)
 #define EACH_OF(i, n, most) EACH(i, n)
-#define EACH_LANE(i) EACH(i, LANES)
 #define EACH_OF_MANY(i, n) EACH(i, n)
 #define BATCHES(i, n) for (Item i{0}; i.id < (n); i.id++)
 FN void sync() {}

@@ -14,12 +14,14 @@
 #define NH PADDED(NV)  // reals of a row of the Hessian
 #define NROW PADDED(NR)
 #define ROWS (NROW > LANES ? NROW : LANES)
+#define PIVOT (ROWS + NROW + (NROW > 24 ? NROW - 16 : 8))  // two columns, and what the loops of factor.h read beyond
 #define MATRIX 28                     // a packed 6 x 6 matrix (21), a spatial force (6), padding: no bank conflicts
 #define WRENCH 21                     // where the spatial force begins
 #define TRIANGLE (MAXDIM * (MAXDIM + 1) / 2)  // a packed symmetric matrix of a contact's rows
 #define FRICTIONS (MAXDIM > 3 || ANISOTROPIC ? 4 : 0)
 #define C_FORCE (MAXDIM > 3 ? 20 + FRICTIONS : C_AREF)                       // of the rows (a_ref is in use no more)
 #define C_HESSIAN (20 + FRICTIONS + (MAXDIM > 3 ? PADDED(MAXDIM) : 0))  // second derivative of their cost by the rows
+#define SPARE (NCON > NFAST)  // a place in scratch memory for rows that are not kept there
 #define RECORD (C_HESSIAN + PADDED(TRIANGLE))
 
 struct World {
@@ -63,11 +65,10 @@ struct ALIGNED Scratch {
       };
     };
     struct {  // the solver alone
-      ALIGNED real row[AT_LEAST_ONE(NFAST * MAXDIM)][NH];  // J of the first contacts; see rows_of_contact
+      ALIGNED real row[AT_LEAST_ONE((NFAST + SPARE) * MAXDIM)][NH];  // J of the first contacts; see scratch_rows
       ALIGNED real extra[AT_LEAST_ONE(NV - NR)][NH];      // rows of the Hessian
-      ALIGNED real pivot[2][2 * ROWS + 12];
+      ALIGNED real pivot[2][PIVOT];
     };
-    ALIGNED real share[AT_LEAST_ONE(NCON)][8];  // each contact's part of the sensors: these alone
   };
   int failed;      // not 0: a target is not a number
   int overflowed;  // not 0: there was no room for a contact
@@ -111,13 +112,26 @@ FN words body_words(const World& w, int body) { return ((const words*)body_packe
 FN words dof_words(const World& w, int dof) { return ((const words*)dof_packed(w))[dof]; }
 FN int byte_of(int word, int k) { return (word >> (8 * k)) & 255; }
 
-// J of contact k, [MAXDIM][NH]. Most worlds have few contacts: only the first have room in scratch memory.
-FN real* rows_of_contact(const World& w, Scratch& S, int k) {
-#if NCON > NFAST
-  if (k >= NFAST) return live<real>(w, A_ROWS, (NCON - NFAST) * MAXDIM * NH) + (k - NFAST) * MAXDIM * NH;
-#endif
-  return S.row[k * MAXDIM];
+// J of contact k, [MAXDIM][NH], is in scratch memory. Most worlds have few contacts: only the first are kept there, the
+// others in a live array, and their turn in scratch memory is between fetch_rows and the next of them.
+FN real* scratch_rows(Scratch& S, int k) { return S.row[(k < NFAST ? k : NFAST) * MAXDIM]; }
+#if SPARE
+FN real* kept_rows(const World& w, int k) {
+  return live<real>(w, A_ROWS, (NCON - NFAST) * MAXDIM * NH) + (k - NFAST) * MAXDIM * NH;
 }
+FN void keep_rows(const World& w, Scratch& S, int k) {
+  real *kept = kept_rows(w, k), *place = scratch_rows(S, k);
+  sync();
+  EACH_OF_MANY(i, MAXDIM * NH) kept[i] = place[i];
+  sync();
+}
+FN void fetch_rows(const World& w, Scratch& S, int k) {
+  real *kept = kept_rows(w, k), *place = scratch_rows(S, k);
+  sync();
+  EACH_OF_MANY(i, MAXDIM * NH) place[i] = kept[i];
+  sync();
+}
+#endif
 
 // Where the positions of a body's tree are counted from: the base of a free tree, else the world's origin. Far from the
 // world's origin float32 has no millimetres, so only differences are ever formed of these.

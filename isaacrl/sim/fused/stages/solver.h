@@ -28,7 +28,10 @@ FN void add_contacts(const World& w, Scratch& S, int ncon, Per<Row, ROWS>& H, Pe
   ROLLED for (int k = 0; k < ncon; k++) {
     const real* c = S.contact[k];
     if (c[C_HESSIAN] == 0) continue;  // it pushes nothing
-    const real(*J)[NH] = (const real(*)[NH])rows_of_contact(w, S, k);
+#if SPARE
+    if (k >= NFAST) fetch_rows(w, S, k);
+#endif
+    const real(*J)[NH] = (const real(*)[NH])scratch_rows(S, k);
     real f[PADDED(MAXDIM)], K[PADDED(TRIANGLE)];
     UNROLL for (int q = 0; q < PADDED(MAXDIM); q += 4) {
       four v = load4(c + C_FORCE + q);
@@ -74,7 +77,7 @@ FN void add_contacts(const World& w, Scratch& S, int ncon, Per<Row, ROWS>& H, Pe
 // Solves H x = b in place.
 FN void solve(Scratch& S, Per<Row, ROWS>& H, Per<real, NV>& x) {
   Per<real, ROWS> y;
-  EACH_LANE(i) y[i] = 0;
+  EACH(i, ROWS) y[i] = 0;
 #if EXTRA
   sync();
   EACH(i, NV) S.vector[i] = x[i];
@@ -214,7 +217,7 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
     }
     Per<Row, ROWS> H;
     if (ROWS > NR) {  // of lanes without a dof: rows of the identity
-      EACH_LANE(i) UNROLL for (int q = 0; q < NROW; q++) H[i].v[q] = i == q ? R(1) : R(0);
+      EACH(i, ROWS) UNROLL for (int q = 0; q < NROW; q++) H[i].v[q] = i == q ? R(1) : R(0);
     }
     ROLLED for (;;) {  // at most twice: the gradient may say that this was the minimum
       if (finishing && !IMPLICIT) break;
