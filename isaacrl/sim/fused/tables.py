@@ -30,8 +30,13 @@ FORCE_OUTPUTS = (
     *("qacc", "qfrc_constraint", "qfrc_smooth", "qfrc_actuator", "actuator_force", "ncon", "nefc", "niter"),
     "sensordata",
 )
-SWITCHES = ("any_position", "any_velocity", "profile")  # not 0: some output derives from positions, from velocities
-ARRAYS = (*STATE, *OPTIONAL, *STATE_OUTPUTS, *FORCE_OUTPUTS, *SWITCHES)
+SWITCHES = ("any_position", "any_velocity")  # not 0: some output derives from positions, from velocities
+ARRAYS = (*STATE, *OPTIONAL, *STATE_OUTPUTS, *FORCE_OUTPUTS, *SWITCHES, "profile")
+# What the clock cycles of a launch are counted by, in the order of MARK in the stages.
+SECTIONS = (
+    *("load", "kinematics", "collision", "inertia and bias", "forces, M and rows", "J x", "line search"),
+    *("gradient and Hessian", "solve", "integration", "finish", "outputs"),
+)
 
 # Model fields that may have one value a world, and their columns a world.
 PER_WORLD = (

@@ -259,7 +259,7 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
     MARK(S, 7);
     if (finishing && !IMPLICIT) break;
     solve(S, H, x);
-    MARK(S, 9);
+    MARK(S, 8);
     if (finishing) break;
   }
   MAP(i, NV) acceleration[i] = IMPLICIT ? x[i] : P.a[i];

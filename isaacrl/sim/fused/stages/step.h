@@ -27,7 +27,7 @@ FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
   free_accelerations(w, S, P, acceleration);
 #endif
   integrate(w, S, acceleration, P.a);
-  MARK(S, 10);
+  MARK(S, 9);
 }
 
 // Between global and scratch memory.
@@ -102,7 +102,7 @@ FN void step_world(const World& w, Scratch& S, int substeps) {
   ROLLED for (int k = 0;; k++) {
     if (k == substeps && substeps) {
       finish_state(w, S, substeps);
-      MARK(S, 11);
+      MARK(S, 10);
     }
     if (k == substeps && !w.arrays[A_ANY_POSITION]) break;
     kinematics(w, S);
@@ -114,6 +114,6 @@ FN void step_world(const World& w, Scratch& S, int substeps) {
     physics_step(w, S, P, k == substeps - 1);
   }
   if (w.arrays[A_ANY_POSITION]) write_state_outputs(w, S);
-  MARK(S, 12);
+  MARK(S, 11);
   STORE_CLOCK(w, S);
 }
