@@ -187,8 +187,6 @@ def errors(ours, theirs):
         a, b = (x[name].astype(float).reshape(len(x["qpos"]), -1) for x in (ours, theirs))
         if name not in ours or not a.size:
             continue
-        if name == "subtree_com":  # of the world itself it is not computed
-            a, b = a[:, 3:], b[:, 3:]
         difference = np.abs(a - b)
         if name == "xquat":  # the same rotation twice
             a, b = (x.reshape(len(x), -1, 4) for x in (a, b))

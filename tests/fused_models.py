@@ -36,7 +36,11 @@ def shapes(option='timestep="0.004"', plane='condim="1"'):
             f'<geom {capsule} condim="4" euler="1 .5 .2" solimp=".7 .95 .05 .3 3.5" margin=".02" gap=".015" '
             'friction=".6 .03 .004"/>',
         ),
-        ("<freejoint/>", f'<geom {capsule} condim="6" pos="0 .02 0" friction=".9 .05 .02" margin=".01"/>'),
+        (
+            "<freejoint/>",
+            f'<geom {capsule} condim="6" pos="0 .02 0" friction=".9 .05 .02" margin=".01"/>'
+            f'<body pos=".1 0 .05" euler=".3 0 0"><geom type="box" size=".03 .02 .05" {_GHOST}/></body>',
+        ),
         (
             '<freejoint/><inertial mass="1.5" pos=".02 -.03 .01" quat=".8 .2 -.4 .4" diaginertia=".02 .03 .035"/>',
             f'<geom type="box" size=".1 .15 .2" {_SOLID} condim="3" friction="1.1 .005 .0001" euler=".2 0 .3"/>',
@@ -188,6 +192,7 @@ _CONES = {
 SMALL = {f"shapes, {k}": shapes(v) for k, v in _CONES.items()}
 SMALL |= {f"scene, {k}": scene(v) for k, v in _CONES.items()}
 SMALL |= {"shapes, condim 3": shapes(plane='condim="3"')}
+SMALL |= {"shapes, implicitfast": shapes('timestep="0.004" integrator="implicitfast"')}
 SMALL |= {"joints": joints(), "joints, elliptic": joints('timestep="0.004" cone="elliptic" impratio="3"')}
 SMALL |= {"joints, implicitfast": joints('timestep="0.004" integrator="implicitfast"')}
 SMALL |= {"actuators": actuators(), "actuators, undamped": actuators(damping="0")}

@@ -3,11 +3,12 @@
 Of a text that stands in several places the first is changed, in the order of `kernel.STAGES`. Those of stages in LANES
 run with so many lanes, with which some rows of the Hessian are in registers and some in scratch memory. Models of
 SENSORS are those of test_fused_sensors.py. Not here: what only makes the solver slower, as a search that halves where
-it could take Newton's step.
+it could take Newton's step; and what reads or writes beyond an array.
 """
 
 _JOINTS, _ARM, _SHAPES = "joints", "actuators", "shapes, pyramidal"
 LANES = {"factor": 16, "solver": 16}
+_FAST = "shapes, implicitfast"
 _ROUND, _SCENE, _CONES = "shapes, elliptic impratio 5", "scene, pyramidal", "scene, elliptic impratio 5"
 
 # Names of test_fused_sensors's functions.
@@ -33,7 +34,6 @@ MUTATIONS = [
     ("model", _SHAPES, "a >= 0 ? v3(S.qpos + a)", "a > 0 ? v3(S.qpos + a)"),
     ("model", _SCENE, "v3(S.pose[body_root(w)[body]])", "v3(S.pose[body])"),
     ("model", _SCENE, "(word >> (8 * k)) & 255", "(word >> (8 * k)) & 15"),
-    ("model", _SCENE, "(word >> (8 * k)) & 255", "(word >> (7 * k)) & 255"),
     ("model", _SCENE, "(k - NFAST) * MAXDIM * NH", "(k - NFAST) * NH"),
     ("model", _SCENE, "q4(S.pose[body] + 4)", "q4(S.pose[0] + 4)"),
     ("model", _SCENE, "p ? p + (size_t)w.id * columns : p", "p"),
@@ -141,7 +141,7 @@ MUTATIONS = [
     ("factor", _SCENE, "x[i] -= f * b;", "x[i] += f * b;"),
     ("factor", _SCENE, "S.vector[m] -= f * b;", ";"),
     ("factor", _SCENE, "(S.vector[e] - across(s)) / E[e]", "S.vector[e] / E[e]"),
-    ("factor", _SCENE, "EACH_LANE(i) x[i] *= scale[i];", ""),
+    ("factor", _SCENE, "x[i] *= scale[i];", ";"),
     ("factor", _SCENE, "S.extra[m - NR][j] -= f * E[j];", "S.extra[m - NR][j] += f * E[j];"),
     ("factor", _SCENE, "H[i].v[q + 3] -= f * t.w;", "H[i].v[q + 3] += f * t.w;"),
     ("factor", _SCENE, "if (j < e) s += E[j] * S.vector[j];", "if (j < NR) s += E[j] * S.vector[j];"),
@@ -149,8 +149,6 @@ MUTATIONS = [
     ("factor", _SCENE, "f0 -= f1 * s;", ""),
     ("factor", _SCENE, "q = p == 0 ? 0 : 4", "q = 4"),
     ("factor", _SCENE, "inverse(second[k + p + 1] - s * across_pivots)", "inverse(second[k + p + 1])"),
-    ("factor", "big, 33", "x[i] -= f1 * (b1 - s * b0);", "x[i] -= f1 * b1;"),
-    ("factor", "big, 33", "- f0 * first[k + 1 < NROW ? k + 1 : k]) * inv1", ") * inv1"),
     # solver
     ("solver", _JOINTS, "-TIMESTEP * P.slope[i]", "TIMESTEP * P.slope[i]"),
     ("solver", _JOINTS, "P.a[i] += t * x[i], P.Ma[i] += t * Mx[i];", "P.a[i] += t * x[i];"),
@@ -184,6 +182,11 @@ MUTATIONS = [
     ("integrate", _JOINTS, "if (speed > TINY) q", "if (speed < TINY) q"),
     ("integrate", _JOINTS, "+ k] += TIMESTEP * S.qvel[dof + k]", "+ k] += TIMESTEP * S.qvel[dof + k + 3]"),
     ("integrate", _JOINTS, "turn_by(inverse(speed) * v, TIMESTEP * speed)", "turn_by(v, TIMESTEP * speed)"),
+    ("integrate", _FAST, "R(2) * cross(turning, B[k])", "cross(turning, B[k])"),
+    ("integrate", _FAST, "cross(momentum, e) - cross(spin, I[k])", "cross(momentum, e) + cross(spin, I[k])"),
+    ("integrate", _FAST, "cross(momentum, e) - cross", "cross(e, momentum) - cross"),
+    ("integrate", _FAST, "I[k].z -= dof_armature(w)[dof + 5];", ";"),
+    ("integrate", _FAST, "A[i][i] -= TIMESTEP * S.pivot[1][dof + i],", ""),
     # outputs
     ("outputs", _JOINTS, "vec3 c = mass * (position_of(S, b) +", "vec3 c = mass * (position_of(S, b) -"),
     ("outputs", _SHAPES, "product(q, q4(body_iquat(w) + 4 * b))", "q"),
@@ -197,7 +200,7 @@ MUTATIONS = [
     ("outputs", _JOINTS, "v.lin + cross(v.rot, center_of_mass", "v.lin - cross(v.rot, center_of_mass"),
     ("outputs", _SHAPES, "product(q, q4(geom_quat(w) + 4 * g))", "q"),
     ("outputs", _ARM, "len[u] = gear * S.qpos", "len[u] = S.qpos"),
-    ("outputs", _SHAPES, "b ? origin_of(w, S, b) + center_of_mass(w, S, b)", "b ? center_of_mass(w, S, b)"),
+    ("outputs", _SHAPES, "com + 3 * b, center_in_world(w, S, b)", "com + 3 * b, center_of_mass(w, S, b)"),
     ("outputs", _JOINTS, "smooth[i] = P.force[i]", "smooth[i] = P.Ma[i]"),
     ("outputs", _SHAPES, "*nefc = P.nefc", "*nefc = P.ncon"),
     ("outputs", _JOINTS, "*ncon = P.touching", "*ncon = P.ncon"),
@@ -234,6 +237,8 @@ MUTATIONS = [
     ("sensors", _OTHERS, "(q[P_BODY_B] == f.body ? R(-1) : R(1)) * v3(c + C_NORMAL)", "v3(c + C_NORMAL)"),
     ("sensors", _OTHERS, "(origin_of(w, S, body) - origin_of(w, S, f.body)) - f.pos", "-f.pos"),
     ("sensors", _OTHERS, "dof_forcelimited(w)[dof] ? clamp_to", "false ? clamp_to"),
+    ("sensors", _JOINTS, "return origin_of(w, S, body) + center", "return center"),
+    ("sensors", _JOINTS, "return mass > TINY ? (1 / mass) * c : c;", "return c;"),
     ("sensors", _CONTACTS, "r.force[2] * cross(n, t)", "r.force[2] * cross(t, n)"),
     ("sensors", _CONTACTS, "(match == 1 ? R(1) : R(-1)) * f", "f"),
     ("sensors", _CONTACTS, "dot(f, f) > most", "dot(f, f) < most"),
