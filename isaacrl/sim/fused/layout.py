@@ -22,11 +22,12 @@ def scratch_bytes(sizes: Mapping[str, int | float | str], lanes: int) -> int:
     row = _fours(nv)  # NH
     held = nv if nv <= lanes or nv > lanes + 6 else lanes  # NR
     square = _fours(held)  # NROW
+    rows = max(square, lanes)  # ROWS
     record = 20 + (4 if dim > 3 or sizes["ANISOTROPIC"] else 0) + (_fours(dim) if dim > 3 else 0)
     record += _fours(dim * (dim + 1) // 2)
     inner = max(8 * joints, 8 * max(1, int(sizes["NG"])) + _fours(max(1, int(sizes["NPAIR"]))), 28 * bodies)
     fast += contacts > fast  # a place for those that are not kept
-    solver = (max(1, fast * dim) + max(1, nv - held)) * row + 2 * (max(square, lanes) + square + max(square - 16, 8))
+    solver = (max(1, fast * dim) + max(1, nv - held)) * row + 2 * (rows + max(rows, square + 8, 2 * square - 16))
     words = _fours(nq) + 2 * row + _fours(max(1, 2 * nu)) + 8 * bodies + 8 * nv + nv * row
     words += max(1, contacts) * record + row + max(8 * nv + inner, solver)
     return 4 * (words + 4)  # with the flags at the end

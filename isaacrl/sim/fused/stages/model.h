@@ -14,7 +14,9 @@
 #define NH PADDED(NV)  // reals of a row of the Hessian
 #define NROW PADDED(NR)
 #define ROWS (NROW > LANES ? NROW : LANES)
-#define PIVOT (ROWS + NROW + (NROW > 24 ? NROW - 16 : 8))  // two columns, and what the loops of factor.h read beyond
+// Two columns of pivots, and what the loops of factor.h read beyond.
+#define AT_LEAST(a, b) ((a) > (b) ? (a) : (b))
+#define PIVOT (ROWS + AT_LEAST(AT_LEAST(ROWS, NROW + 8), 2 * NROW - 16))
 #define MATRIX 28                     // a packed 6 x 6 matrix (21), a spatial force (6), padding: no bank conflicts
 #define WRENCH 21                     // where the spatial force begins
 #define TRIANGLE (MAXDIM * (MAXDIM + 1) / 2)  // a packed symmetric matrix of a contact's rows
