@@ -42,9 +42,9 @@ def test_the_size_of_scratch_memory_is_known_before_it_is_compiled(name, nconmax
     state = fused.states(model, 1, tries=1)
     make, seen = tables.make_tables, []
     monkeypatch.setattr(tables, "make_tables", lambda *a, **k: seen.append(make(*a, **k)) or seen[-1])
-    start = "  MARK(S, 12);\n"
+    end = "  if (w.arrays[A_ANY_POSITION]) write_state_outputs(w, S);\n"
     tell = "  *live<int>(w, A_NITER, 1) = (int)sizeof(Scratch);\n"
-    out = fused.run(model, law, state, double=False, lanes=lanes, nconmax=nconmax, edit=(start, start + tell))
+    out = fused.run(model, law, state, double=False, lanes=lanes, nconmax=nconmax, edit=(end, tell + end))
     assert out["niter"][0] == layout.scratch_bytes(seen[-1].sizes, lanes)
 
 
