@@ -237,7 +237,7 @@ def test_what_just_touches_is_a_contact(kind, reach):
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=[pytest.mark.gpu, NO_GPU])])
 @pytest.mark.parametrize("kind", KINDS)
 def test_single_precision(kind, device):
     """Positions and distances to 1e-6 m. A direction is as well determined as its points are far apart."""
@@ -253,7 +253,7 @@ def test_single_precision(kind, device):
     assert max(error["normal"], error["tangent"]) < (5e-4 if kind == "capsule_capsule" else 2e-5), error
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=[pytest.mark.gpu, NO_GPU])])
 @pytest.mark.parametrize("kind", ["plane_capsule", "plane_cylinder"])
 @pytest.mark.parametrize("tilt", [0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3])
 def test_upright_in_single_precision(kind, tilt, device):

@@ -14,8 +14,10 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from isaacrl.sim.streams import Launcher  # (starts Warp)
-import mujoco_warp as mjw  # noqa: I001  (it would start Warp, and say so)
+from isaacrl.sim.streams import Launcher  # starts Warp quietly
+
+# isort: split
+import mujoco_warp as mjw  # would start it too
 
 from isaacrl.errors import UserError
 from isaacrl.sim.actuators import Law

@@ -1,4 +1,4 @@
-"""Warp beside torch: quiet start-up, and launches on torch's current stream, captured with it or as graphs of our own."""
+"""Warp beside torch: quiet start-up; launches on torch's current stream, captured with it or as graphs of our own."""
 
 import contextlib
 import os

@@ -74,7 +74,7 @@ def build(
     double: in float64, for validation on a CPU. block: threads of a block; resident: how many of them a multiprocessor
     shall have room for, which bounds the registers. backwards: items in reverse order (on a CPU).
     """
-    real = wp.float64 if double else wp.float32
+    real: Any = wp.float64 if double else wp.float32
     snippet = _SNIPPET.format(
         real="double" if double else "float", backwards=int(backwards), source=source(tables, edit)
     )
@@ -84,7 +84,7 @@ def build(
         thread: int,
         worlds: int,
         substeps: int,
-        params: wp.array[real],
+        params: wp.array[real],  # pyright: ignore[reportInvalidTypeForm]
         tables: wp.array[wp.int32],
         arrays: wp.array[wp.int64],
     ): ...
@@ -101,7 +101,7 @@ def build(
     def step(
         worlds: int,
         substeps: int,
-        params: wp.array[real],
+        params: wp.array[real],  # pyright: ignore[reportInvalidTypeForm]
         tables: wp.array[wp.int32],
         arrays: wp.array[wp.int64],
     ):
