@@ -1,5 +1,5 @@
 // A group of GPU lanes on a CPU: each lane is a fiber that runs to its next barrier; then the next lane's turn comes.
-// What lanes exchange without a barrier between depends on whose turn comes first, so tests run both orders.
+// What lanes exchange without a barrier between depends on whose turn comes first, so tests run several orders.
 #include <ucontext.h>
 
 #include <cmath>
@@ -54,9 +54,11 @@ static unsigned __ballot_sync(unsigned, bool p) {
 }
 static int __popc(unsigned x) { return __builtin_popcount(x); }
 
-// Runs the function in all lanes; false where they part at a barrier.
+// Runs the function in all lanes; false where they part at a barrier. order: 0 forwards, 1 backwards; else the one or the
+// other between two barriers, as a sequence of random bits begun with `order` says.
 template <class F>
-static bool run_lanes(F* entry, int count, int first, bool backwards) {
+static bool run_lanes(F* entry, int count, int first, int order) {
+  unsigned bits = order;
   static std::vector<char> stacks(32 * STACK);
   lanes = count, first_thread = first;
   for (int k = 0; k < count; k++) {
@@ -65,6 +67,8 @@ static bool run_lanes(F* entry, int count, int first, bool backwards) {
     makecontext(&fiber[k], entry, 0);
   }
   do {
+    bits = bits * 1664525u + 1013904223u;
+    bool backwards = order < 2 ? order : bits >> 31;
     for (int k = 0; k < count; k++) {
       lane = backwards ? count - 1 - k : k, threadIdx.x = first + lane;
       swapcontext(&back, &fiber[lane]);

@@ -107,7 +107,7 @@ FN void step_world(const World& w, Scratch& S, int substeps) {
     if (k == substeps && !w.arrays[A_ANY_POSITION]) break;
     kinematics(w, S);
     if (k == substeps && !w.arrays[A_ANY_VELOCITY]) break;
-    EACH(i, NV) store_spatial(S.chain[i], S.qvel[i] * axis_of(S, i));
+    MAP(i, NV) store_spatial(S.chain[i], S.qvel[i] * axis_of(S, i));
     sum_along_chains(w, S);
     MARK(S, 1);
     if (k == substeps) break;
