@@ -171,13 +171,11 @@ def big(option='timestep="0.004"', count=64):
         hinges = (count // 2 if x < 0 else left) - 6
         left -= hinges + 6
         world += f'<body pos="{x} 0 .3"><freejoint/><geom type="sphere" size=".08" {_BALL}/>'
-        for chain in (hinges // 2, hinges - hinges // 2):
+        for chain, step in ((hinges // 2, ".03 .05 -.06"), (hinges - hinges // 2, "-.04 -.03 -.06")):
             for k in range(chain):
-                geom = (
-                    f'<geom type="capsule" size=".04" fromto="0 0 0 .03 .05 -.06" {_BALL if k % 3 == 0 else _SOLID}/>'
-                )
+                geom = f'<geom type="capsule" size=".04" fromto="0 0 0 {step}" {_BALL if k % 3 == 0 else _SOLID}/>'
                 joint = f'<joint axis="{k % 2} 1 {k % 3}" armature=".01" damping=".05" range="-.3 .3"/>'
-                world += f'<body pos=".03 .05 -.06">{joint}{geom}'
+                world += f'<body pos="{step}">{joint}{geom}'
             world += "</body>" * chain
         world += "</body>"
     return _mjcf(f"{option}>", world)

@@ -208,7 +208,7 @@ MUTATIONS = [
     # step
     ("step", _JOINTS, "*time += TIMESTEP;", "*time += 2 * TIMESTEP;"),
     ("step", _JOINTS, "found < NCON ? found : NCON;", "0;"),
-    ("step", _JOINTS, "S.warm[i] = warm[i];", "S.warm[i] = R(0.0 / 0.0);"),
+    ("step", _JOINTS, "S.qvel[i] = qvel[i]", "S.qvel[i] = 0"),
     ("step", _SCENE, "if (found > NCON) {", "if (found > 0) {"),
     ("step", _SCENE, "magnitude(x) <= R(1e10)", "magnitude(x) <= R(1e-10)"),
     ("step", _SCENE, "warm[i] = S.warm[i];", "warm[i] = 0;"),
