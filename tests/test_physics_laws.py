@@ -296,7 +296,7 @@ def test_a_box_on_a_slope_holds_or_slides(which, cone):
     creep = CREEP / cone[1] / 4 * (1 if cone[0] == "elliptic" else 1 + MU[0] ** 2)
     assert v[-1, 0, :3] @ DOWN == pytest.approx(creep, rel=1e-6 + 1e5 * roundoff(which))  # small against g t
     a, force = gains(time, v, DOWN, UP)
-    assert a == pytest.approx(G * SIN - MU[1] * force, rel=1e-9 + 500 * roundoff(which))
+    assert a == pytest.approx(G * SIN - MU[1] * force, rel=1e-9 + 1000 * roundoff(which))
     assert force == pytest.approx(G * COS, rel=0.02)
 
 
@@ -350,7 +350,7 @@ def test_torsional_friction_slows_a_spinning_ball(which, cone):
     v = bodies["spinner"][1]
     _, force = gains(time, v, np.array([1, 0, 0]), np.array([0, 0, 1]))
     slowed = SPIN - v[-1, 1, 5]
-    assert slowed == pytest.approx(TORSION[1] * force / (0.4 * R**2) * time[-1], rel=1e-9 + 100 * roundoff(which))
+    assert slowed == pytest.approx(TORSION[1] * force / (0.4 * R**2) * time[-1], rel=1e-9 + 200 * roundoff(which))
 
 
 @every_engine

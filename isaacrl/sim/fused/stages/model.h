@@ -47,7 +47,7 @@ enum { C_POS = 0, C_MU = 3, C_NORMAL = 4, C_D = 7, C_TANGENT = 8, C_BODY = 11, C
 struct ALIGNED Scratch {
   real qpos[PADDED(NQ)];
   real qvel[PADDED(NV)];
-  real warm[PADDED(NV)];              // the last acceleration: where the solver starts
+  real warm[PADDED(NV)];              // the last acceleration
   real force[AT_LEAST_ONE(2 * NU)];   // of each actuator, and its derivative by the velocity
   ALIGNED real pose[NB][8];           // position relative to the tree's origin (3), 0, orientation (4)
   ALIGNED real motion[NV][8];         // each dof's axis as a spatial motion (MuJoCo's cdof, about the reference point)

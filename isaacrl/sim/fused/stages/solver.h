@@ -176,45 +176,17 @@ FN bool leaves_zones(const World& w, Scratch& S, const Problem& P, const Per<rea
   return any(changed);
 }
 
-// Minimizes the cost; the first step, from 0, is to the acceleration of the last physics step. acceleration: what the
-// state is integrated with, implicit in the velocity where the integrator is: (M - h dforce/dvelocity) acceleration =
-// M a.
+// Minimizes the cost, from a = 0: there it is a_ref that says which contacts push and which limits hold, a better guess
+// than the acceleration of the last physics step, from which it takes a fifth more steps. acceleration: what the state is
+// integrated with, implicit in the velocity where the integrator is: (M - h dforce/dvelocity) acceleration = M a.
 FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& acceleration) {
   Per<int, NCON> zone;
   Per<int, NV> dof_zone;
   Per<real, NV> x;
   bool finishing = false;
-  MAP(i, NV) x[i] = S.warm[i];
-  P.iterations = -1;
+  P.iterations = 0;
+  sync();
   ROLLED for (;;) {
-    {  // a += t x
-      Per<real, NV> Mx;
-      Per<Rows, NCON> jv;
-      sync();
-      EACH(i, NV) S.vector[i] = x[i];  // not MAP: lanes without a dof have no x of the last one
-      sync();
-      EACH_OF(c, P.ncon, NCON) jv[c] = motion_of(w, S, c, S.vector);
-      MAP(i, NV) Mx[i] = row_dot(S.mass[i], S.vector);
-      MARK(S, 5);
-      real t = 1;
-      if (P.iterations >= 0) {
-        finishing = !leaves_zones(w, S, P, x, jv, dof_zone, zone);
-        if (!finishing) {
-          real gain;
-          t = search(w, S, P, x, Mx, jv, gain);
-          finishing = !(SCALE * gain >= TOLERANCE);  // NaN ends it too
-        }
-      }
-      MAP(i, NV) {
-        P.a[i] += t * x[i], P.Ma[i] += t * Mx[i];
-        advance(P.dof[i], t * x[i]);
-      }
-      EACH_OF(c, P.ncon, NCON) {
-        UNROLL for (int k = 0; k < MAXDIM; k++) P.x[c].v[k] += t * jv[c].v[k];
-      }
-      P.iterations++;
-      MARK(S, 6);
-    }
     Per<Row, ROWS> H;
     if (ROWS > NR) {  // of lanes without a dof: rows of the identity
       EACH(i, ROWS) UNROLL for (int q = 0; q < NROW; q++) H[i].v[q] = i == q ? R(1) : R(0);
@@ -261,6 +233,32 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
     solve(S, H, x);
     MARK(S, 8);
     if (finishing) break;
+    {  // a += t x
+      Per<real, NV> Mx;
+      Per<Rows, NCON> jv;
+      sync();
+      EACH(i, NV) S.vector[i] = x[i];  // not MAP: lanes without a dof have no x of the last one
+      sync();
+      EACH_OF(c, P.ncon, NCON) jv[c] = motion_of(w, S, c, S.vector);
+      MAP(i, NV) Mx[i] = row_dot(S.mass[i], S.vector);
+      MARK(S, 5);
+      real t = 1;
+      finishing = !leaves_zones(w, S, P, x, jv, dof_zone, zone);
+      if (!finishing) {
+        real gain;
+        t = search(w, S, P, x, Mx, jv, gain);
+        finishing = !(SCALE * gain >= TOLERANCE);  // NaN ends it too
+      }
+      MAP(i, NV) {
+        P.a[i] += t * x[i], P.Ma[i] += t * Mx[i];
+        advance(P.dof[i], t * x[i]);
+      }
+      EACH_OF(c, P.ncon, NCON) {
+        UNROLL for (int k = 0; k < MAXDIM; k++) P.x[c].v[k] += t * jv[c].v[k];
+      }
+      P.iterations++;
+      MARK(S, 6);
+    }
   }
   MAP(i, NV) acceleration[i] = IMPLICIT ? x[i] : P.a[i];
 }

@@ -33,10 +33,9 @@ FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
 // Between global and scratch memory.
 FN void load_state(const World& w, Scratch& S) {
   const real *qpos = live<const real>(w, A_QPOS, NQ), *qvel = live<const real>(w, A_QVEL, NV);
-  const real* warm = live<const real>(w, A_WARM, NV);
   EACH(one, 1) S.failed = S.overflowed = 0;
   EACH_OF_MANY(i, NQ) S.qpos[i] = qpos[i];
-  EACH_OF_MANY(i, NV) S.qvel[i] = qvel[i], S.warm[i] = warm[i];
+  EACH_OF_MANY(i, NV) S.qvel[i] = qvel[i];
   EACH(i, NH - NV) S.qvel[NV + i] = S.vector[NV + i] = 0;  // rows are padded with zeros
   sync();
 }
