@@ -40,7 +40,6 @@ ELEMENTS = {
     "target": [0, 1, 2],
     "qfrc_applied": [0, 6],
     "xfrc_applied": [12, 16, 31],
-    "qacc_warmstart": [0, 8],
     "mocap_pos": [0],
     "mocap_quat": [1],
 }
