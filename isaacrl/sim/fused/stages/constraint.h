@@ -93,7 +93,7 @@ FN Rows reference_acceleration(const World& w, Scratch& S, int k) {
 // pyramid's edge k, or of an elliptic cone 0 (free), 1 (sticks); CURVED where it slides.
 enum { CURVED = 1 << 30 };
 struct Response {
-  real force[MAXDIM], hessian[TRIANGLE];
+  real force[MAXDIM], hessian[TRIANGLE], cost;
   int zone;
 };
 
@@ -101,7 +101,8 @@ FN void respond_pyramid(const real* c, const Rows& x, int dim, Response& r) {
   real D = c[C_D];
   if (dim <= 1) {
     bool on = x.v[0] < 0;
-    r.force[0] = on ? -D * x.v[0] : R(0), r.hessian[0] = on ? D : R(0), r.zone = on && D > 0;
+    r.force[0] = on ? -D * x.v[0] : R(0), r.hessian[0] = on ? D : R(0), r.zone = on;
+    r.cost = R(-0.5) * r.force[0] * x.v[0];
     return;
   }
   UNROLL for (int k = 1; k < MAXDIM; k++) {
@@ -109,6 +110,7 @@ FN void respond_pyramid(const real* c, const Rows& x, int dim, Response& r) {
     real mu = friction_of(c, k), up = x.v[0] + mu * x.v[k], down = x.v[0] - mu * x.v[k];
     real a = up < 0 ? D : R(0), b = down < 0 ? D : R(0), fa = -a * up, fb = -b * down;
     r.force[0] += fa + fb, r.force[k] = mu * (fa - fb);
+    r.cost -= R(0.5) * (fa * up + fb * down);
     r.hessian[0] += a + b;
     r.hessian[k * (k + 1) / 2] = mu * (a - b), r.hessian[k * (k + 1) / 2 + k] = mu * mu * (a + b);
     r.zone |= ((up < 0 ? 1 : 0) | (down < 0 ? 2 : 0)) << (2 * k);
@@ -147,16 +149,16 @@ FN void respond_elliptic(const real* c, const Rows& x, int dim, Response& r) {
   Cone k = cone_of(c, x, dim);
   if (cone_free(k)) return;
   if (cone_sticks(k)) {
-    r.force[0] = -k.D * x.v[0], r.hessian[0] = k.D, r.zone = 1;
+    r.force[0] = -k.D * x.v[0], r.hessian[0] = k.D, r.zone = 1, r.cost = R(-0.5) * r.force[0] * x.v[0];
     UNROLL for (int j = 1; j < MAXDIM; j++) {
       if (j >= dim) break;
       real d = cone_stiffness(c, j);
-      r.force[j] = -d * x.v[j], r.hessian[j * (j + 1) / 2 + j] = d;
+      r.force[j] = -d * x.v[j], r.hessian[j * (j + 1) / 2 + j] = d, r.cost -= R(0.5) * r.force[j] * x.v[j];
     }
     return;
   }
   real NT = k.N - k.mu * k.T, inv = 1 / k.T;
-  r.zone = CURVED;
+  r.zone = CURVED, r.cost = R(0.5) * k.Dm * NT * NT;
   r.force[0] = -k.Dm * NT * k.mu, r.hessian[0] = k.Dm * k.mu * k.mu;
   UNROLL for (int j = 1; j < MAXDIM; j++) {
     if (j >= dim) break;
@@ -175,7 +177,7 @@ FN Response respond(const real* c, const Rows& x) {
   Response r;
   UNROLL for (int k = 0; k < MAXDIM; k++) r.force[k] = 0;
   UNROLL for (int k = 0; k < TRIANGLE; k++) r.hessian[k] = 0;
-  r.zone = 0;
+  r.zone = 0, r.cost = 0;
   if (c[C_D] > 0) {
     if (ELLIPTIC) respond_elliptic(c, x, dim_of(c), r);
     else respond_pyramid(c, x, dim_of(c), r);
@@ -183,14 +185,13 @@ FN Response respond(const real* c, const Rows& x) {
   return r;
 }
 
-FN int zone_of(const real* c, const Rows& x) { return respond(c, x).zone; }
-
-// Adds a contact's cost along x + t v to (cost, first and second derivative by t).
-FN void add_cost(const real* c, const Rows& x, const Rows& v, real t, real& cost, real& first, real& second) {
+// Adds a contact's cost at x + t v to (cost, first and second derivative by t); returns its zone there.
+FN int add_cost(const real* c, const Rows& x, const Rows& v, real t, real& cost, real& first, real& second) {
   real D = c[C_D];
   int dim = dim_of(c);
-  if (!(D > 0)) return;
+  if (!(D > 0)) return 0;
   if (!ELLIPTIC || dim <= 1) {
+    int zone = 0;
     UNROLL for (int k = 0; k < (MAXDIM > 1 ? 2 * (MAXDIM - 1) : 1); k++) {
       int row = 1 + k / 2;
       if (dim <= 1 ? k > 0 : row >= dim) break;
@@ -198,21 +199,21 @@ FN void add_cost(const real* c, const Rows& x, const Rows& v, real t, real& cost
       real dy = v.v[0], y = x.v[0];
       if (MAXDIM > 1) dy += mu * v.v[row < MAXDIM ? row : 0], y += mu * x.v[row < MAXDIM ? row : 0];
       y += t * dy;
-      if (y < 0) cost += R(0.5) * D * y * y, first += D * y * dy, second += D * dy * dy;
+      if (y < 0) cost += R(0.5) * D * y * y, first += D * y * dy, second += D * dy * dy, zone |= dim <= 1 ? 1 : 4 << k;
     }
-    return;
+    return zone;
   }
   Rows y;
   UNROLL for (int k = 0; k < MAXDIM; k++) y.v[k] = x.v[k] + t * v.v[k];
   Cone k = cone_of(c, y, dim);
-  if (cone_free(k)) return;
+  if (cone_free(k)) return 0;
   if (cone_sticks(k)) {
     UNROLL for (int j = 0; j < MAXDIM; j++) {
       if (j >= dim) break;
       real d = j ? cone_stiffness(c, j) : D;
       cost += R(0.5) * d * y.v[j] * y.v[j], first += d * y.v[j] * v.v[j], second += d * v.v[j] * v.v[j];
     }
-    return;
+    return 1;
   }
   real UV = 0, VV = 0, NT = k.N - k.mu * k.T;
   UNROLL for (int j = 1; j < MAXDIM; j++) {
@@ -222,6 +223,7 @@ FN void add_cost(const real* c, const Rows& x, const Rows& v, real t, real& cost
   }
   real T1 = UV / k.T, T2 = (VV - T1 * T1) / k.T, NT1 = k.mu * v.v[0] - k.mu * T1;
   cost += R(0.5) * k.Dm * NT * NT, first += k.Dm * NT * NT1, second += k.Dm * (NT1 * NT1 - k.mu * NT * T2);
+  return CURVED;
 }
 
 // How many rows MuJoCo makes of a contact.
@@ -260,36 +262,43 @@ FN Dof dof_constraints(const World& w, const Scratch& S, int i) {
   return d;
 }
 
-// Force on the dof, diagonal of the Hessian and zone.
-FN void respond(const World& w, int i, const Dof& d, real& force, real& hessian, int& zone) {
-  force = hessian = 0, zone = 0;
-  if (LIMITS && d.limit > 0 && d.limit_x < 0) force = -d.limit_sign * d.limit * d.limit_x, hessian = d.limit, zone = 1;
+// Force on the dof, diagonal of the Hessian, cost and zone.
+FN void respond(const World& w, int i, const Dof& d, real& force, real& hessian, real& cost, int& zone) {
+  force = hessian = cost = 0, zone = 0;
+#if LIMITS
+  if (d.limit > 0 && d.limit_x < 0) {
+    real f = -d.limit * d.limit_x;
+    force = d.limit_sign * f, hessian = d.limit, cost = R(-0.5) * f * d.limit_x, zone = 1;
+  }
+#endif
 #if LOSSES
   if (d.loss > 0) {
     real most = dof_frictionloss(w)[i], f = -d.loss * d.loss_x;
-    if (magnitude(f) < most) hessian += d.loss, zone |= 2;
-    else zone |= f > 0 ? 4 : 8;
+    if (magnitude(f) < most) hessian += d.loss, zone |= 2, cost -= R(0.5) * f * d.loss_x;
+    else zone |= f > 0 ? 4 : 8, cost += most * (magnitude(d.loss_x) - R(0.5) * most / d.loss);
     force += clamp_to(f, -most, most);
   }
 #endif
 }
-FN void add_cost(const World& w, int i, const Dof& d, real v, real t, real& cost, real& first, real& second) {
+FN int add_cost(const World& w, int i, const Dof& d, real v, real t, real& cost, real& first, real& second) {
+  int zone = 0;
 #if LIMITS
   real y = d.limit_x + t * d.limit_sign * v;
   if (d.limit > 0 && y < 0) {
-    cost += R(0.5) * d.limit * y * y, first += d.limit * y * d.limit_sign * v, second += d.limit * v * v;
+    cost += R(0.5) * d.limit * y * y, first += d.limit * y * d.limit_sign * v, second += d.limit * v * v, zone = 1;
   }
 #endif
 #if LOSSES
   if (d.loss > 0) {
     real z = d.loss_x + t * v, most = dof_frictionloss(w)[i], f = d.loss * z;
     if (magnitude(f) < most) {
-      cost += R(0.5) * f * z, first += f * v, second += d.loss * v * v;
+      cost += R(0.5) * f * z, first += f * v, second += d.loss * v * v, zone |= 2;
     } else {
-      cost += most * (magnitude(z) - R(0.5) * most / d.loss), first += z > 0 ? most * v : -most * v;
+      cost += most * (magnitude(z) - R(0.5) * most / d.loss), first += z > 0 ? most * v : -most * v, zone |= f < 0 ? 4 : 8;
     }
   }
 #endif
+  return zone;
 }
 FN void advance(Dof& d, real v) { d.limit_x += d.limit_sign * v, d.loss_x += v; }
 

@@ -90,6 +90,14 @@ FN real across(real x) {
   UNROLL for (int m = LANES / 2; m; m >>= 1) x += __shfl_xor_sync(group_mask(), x, m, LANES);
   return x;
 }
+// Four at once: they wait for each other's shuffles.
+FN void across(real& a, real& b, real& c, real& d) {
+  UNROLL for (int m = LANES / 2; m; m >>= 1) {
+    real e = __shfl_xor_sync(group_mask(), a, m, LANES), f = __shfl_xor_sync(group_mask(), b, m, LANES);
+    real g = __shfl_xor_sync(group_mask(), c, m, LANES), h = __shfl_xor_sync(group_mask(), d, m, LANES);
+    a += e, b += f, c += g, d += h;
+  }
+}
 FN bool any(bool p) { return LANES == 1 ? p : (__ballot_sync(group_mask(), p) & group_mask()) != 0; }
 // The place of this lane's item in a list of n so far, if `hit`; n grows by the hits of all lanes.
 FN int append(bool hit, int& n) {
@@ -131,6 +139,7 @@ struct Per {
 #define BATCHES(i, n) for (Item i{0}; i.id < (n); i.id++)
 FN void sync() {}
 FN real across(real x) { return x; }
+FN void across(real&, real&, real&, real&) {}
 FN bool any(bool p) { return p; }
 FN int append(bool hit, int& n) { return hit ? n++ : n; }
 template <class T, int N>

@@ -96,29 +96,40 @@ FN void solve(Scratch& S, Per<Row, ROWS>& H, Per<real, NV>& x) {
 
 // --- the line search -------------------------------------------------------------------------------------------------
 
-// A step along v, and by how much the cost falls: 1 or the minimum, by Newton's method between brackets.
+// A step along v = H^-1 residual: 1, or to the minimum, by Newton's method between brackets; and by how much the cost
+// falls. exact: the full step leaves no zone, so that it leads to the minimum. cost0: this lane's part of the
+// constraints' cost at 0.
 FN real search(const World& w, Scratch& S, const Problem& P, const Per<real, NV>& v, const Per<real, NV>& Mv,
-               const Per<Rows, NCON>& jv, real& gain) {
-  real g = 0, h = 0, square = 0;  // slope and curvature of the smooth part at 0
-  EACH(i, NV) g += v[i] * (P.Ma[i] - P.force[i]), h += v[i] * Mv[i], square += v[i] * v[i];
-  g = across(g), h = across(h), square = across(square);
-  real t = 0, low = 0, high = -1, cost0 = 0, cost = 0, start = 0, enough = 0, move = 2, earlier = 2;
-  ROLLED for (int k = 0; k < 50; k++) {
-    real first = 0, second = 0;
-    cost = 0;
-    EACH_OF(c, P.ncon, NCON) add_cost(S.contact[c], P.x[c], jv[c], t, cost, first, second);
-#if LIMITS || LOSSES
-    EACH(i, NV) add_cost(w, i, P.dof[i], v[i], t, cost, first, second);
-#endif
-    first = across(first) + g + t * h, second = across(second) + h;
-    if (k == 0) {
-      cost0 = cost, start = magnitude(first), t = 1;
-      enough = TOLERANCE * R(0.01) * root(square) / SCALE + R(sizeof(real) == 4 ? 2e-6 : 1e-14) * start;
-      continue;
+               const Per<Rows, NCON>& jv, const Per<real, NV>& residual, real cost0, const Per<int, NV>& dof_zone,
+               const Per<int, NCON>& zone, bool& exact, real& gain) {
+  real t = 1, low = 0, high = -1, start = 0, enough = 0, move = 2, earlier = 2;
+  ROLLED for (int k = 1; k < 50; k++) {
+    real cost = 0, first = 0, second = 0, slope = 0;
+    bool changed = false;
+    EACH_OF(c, P.ncon, NCON) {
+      int next = add_cost(S.contact[c], P.x[c], jv[c], t, cost, first, second);
+      changed |= next != zone[c] || next == CURVED;
     }
-    gain = across(cost0 - cost) - t * (g + R(0.5) * t * h);
-    // A full step that pays will do: an exact minimum costs more than it saves in Newton steps (it even needs more).
-    if (k == 1 && magnitude(first) <= R(0.7) * start && gain > 0) break;
+    EACH(i, NV) {
+#if LIMITS || LOSSES
+      changed |= add_cost(w, i, P.dof[i], v[i], t, cost, first, second) != dof_zone[i];
+#endif
+      real g = v[i] * (P.Ma[i] - P.force[i]), h = v[i] * Mv[i];  // slope and curvature of the smooth part at 0
+      cost += t * (g + R(0.5) * t * h), first += g + t * h, second += h;
+      slope += v[i] * residual[i];
+    }
+    exact = k == 1 && !any(changed);
+    if (exact) break;
+    gain = cost0 - cost;
+    across(gain, first, second, slope);
+    if (k == 1) {
+      // A full step that pays will do: an exact minimum costs more than it saves in Newton steps (it even needs more).
+      if (magnitude(first) <= R(0.7) * slope && gain > 0) break;
+      real square = 0;
+      EACH(i, NV) square += v[i] * v[i];
+      start = magnitude(slope);
+      enough = TOLERANCE * R(0.01) * root(across(square)) / SCALE + R(sizeof(real) == 4 ? 2e-6 : 1e-14) * start;
+    }
     if (magnitude(first) <= enough || !(second > 0)) break;
     if (first < 0) low = t;
     else high = t;
@@ -153,40 +164,18 @@ FN void begin(const World& w, Scratch& S, Problem& P) {
   P.nefc = (int)across(R(nefc));
 }
 
-// Where a full step along x leads: whether it leaves the quadratic function that it minimizes, which zone numbers tell.
-FN bool leaves_zones(const World& w, Scratch& S, const Problem& P, const Per<real, NV>& x, const Per<Rows, NCON>& jv,
-                     const Per<int, NV>& dof_zone, const Per<int, NCON>& zone) {
-  bool changed = false;
-  EACH_OF(c, P.ncon, NCON) {
-    Rows y;
-    UNROLL for (int k = 0; k < MAXDIM; k++) y.v[k] = P.x[c].v[k] + jv[c].v[k];
-    int next = zone_of(S.contact[c], y);
-    changed |= next != zone[c] || next == CURVED;
-  }
-#if LIMITS || LOSSES
-  EACH(i, NV) {
-    Dof d = P.dof[i];
-    advance(d, x[i]);
-    real f, h;
-    int next;
-    respond(w, i, d, f, h, next);
-    changed |= next != dof_zone[i];
-  }
-#endif
-  return any(changed);
-}
-
 // Minimizes the cost, from a = 0: there it is a_ref that says which contacts push and which limits hold, a better guess
 // than the acceleration of the last physics step, from which it takes a fifth more steps. acceleration: what the state is
 // integrated with, implicit in the velocity where the integrator is: (M - h dforce/dvelocity) acceleration = M a.
 FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& acceleration) {
   Per<int, NCON> zone;
   Per<int, NV> dof_zone;
-  Per<real, NV> x;
+  Per<real, NV> x, residual;
   bool finishing = false;
   P.iterations = 0;
   sync();
   ROLLED for (;;) {
+    real cost = 0;  // this lane's part of that of the constraints
     Per<Row, ROWS> H;
     if (ROWS > NR) {  // of lanes without a dof: rows of the identity
       EACH(i, ROWS) UNROLL for (int q = 0; q < NROW; q++) H[i].v[q] = i == q ? R(1) : R(0);
@@ -196,17 +185,18 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
       if (!finishing) {
         EACH_OF(c, P.ncon, NCON) {
           Response r = respond(S.contact[c], P.x[c]);
-          zone[c] = r.zone;
+          zone[c] = r.zone, cost += r.cost;
           UNROLL for (int k = 0; k < MAXDIM; k++) S.contact[c][C_FORCE + k] = r.force[k];
           UNROLL for (int k = 0; k < TRIANGLE; k++) S.contact[c][C_HESSIAN + k] = r.hessian[k];
         }
         sync();
       }
       EACH(i, NV) {
-        real f = 0, h = 0;
-        if (!finishing) respond(w, i, P.dof[i], f, h, dof_zone[i]);
+        real f = 0, h = 0, s = 0;
+        if (!finishing) respond(w, i, P.dof[i], f, h, s, dof_zone[i]);
         else h = -TIMESTEP * P.slope[i];
         x[i] = finishing ? P.Ma[i] : P.force[i] + f - P.Ma[i];
+        cost += s;
         const real* M = S.mass[i];
         if (i < NR) {
           UNROLL for (int q = 0; q < NROW; q += 4) {
@@ -223,7 +213,7 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
       if (EXTRA) sync();
       add_contacts(w, S, P.ncon, H, x);
       real square = 0;
-      EACH(i, NV) square += x[i] * x[i];
+      EACH(i, NV) residual[i] = x[i], square += x[i] * x[i];
       square = across(square);
       finishing = !(SCALE * root(square) >= TOLERANCE) || P.iterations >= ITERATIONS;
       if (!finishing) break;
@@ -242,13 +232,9 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
       EACH_OF(c, P.ncon, NCON) jv[c] = motion_of(w, S, c, S.vector);
       MAP(i, NV) Mx[i] = row_dot(S.mass[i], S.vector);
       MARK(S, 5);
-      real t = 1;
-      finishing = !leaves_zones(w, S, P, x, jv, dof_zone, zone);
-      if (!finishing) {
-        real gain;
-        t = search(w, S, P, x, Mx, jv, gain);
-        finishing = !(SCALE * gain >= TOLERANCE);  // NaN ends it too
-      }
+      bool exact;
+      real gain = 0, t = search(w, S, P, x, Mx, jv, residual, cost, dof_zone, zone, exact, gain);
+      finishing = exact || !(SCALE * gain >= TOLERANCE);  // NaN ends it too
       MAP(i, NV) {
         P.a[i] += t * x[i], P.Ma[i] += t * Mx[i];
         advance(P.dof[i], t * x[i]);
