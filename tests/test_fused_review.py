@@ -179,3 +179,21 @@ def test_only_sensors_of_forces_are_computed_before_somebody_asks():
     kept = e._arrays["sensordata"].clone()
     assert kept[0, 0] > 0 and (kept[0, 4:] == 0).all()
     assert (e.field("sensordata")[0, :4] == kept[0, :4]).all() and e.field("sensordata")[0, 6] > 0
+
+
+def test_forward_touches_the_worlds_of_its_mask_alone():
+    model = mujoco.MjModel.from_xml_string(_SENSING)
+    e = WarpEngine(model, 3, "cpu", Actuation.direct(0), SimConfig(engine="warp"))
+    before = e.field("xpos").clone()
+    e.write("qpos", torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]).expand(3, 7))
+    e.forward(torch.tensor([False, True, False]))
+    assert torch.equal(e.field("xpos")[::2], before[::2]) and e.field("xpos")[1, 1, 2] == 1.0
+    e.forward()
+    assert (e.field("xpos")[:, 1, 2] == 1.0).all()
+
+
+@pytest.mark.parametrize("name", ["target", "warm", "niter", "mask", "xpso"])
+def test_what_is_the_engines_own_is_no_field(name):
+    e = WarpEngine(mujoco.MjModel.from_xml_string(_SENSING), 1, "cpu", Actuation.direct(0), SimConfig(engine="warp"))
+    with pytest.raises(ValueError, match=f"'{name}' is not a field that warp computes"):
+        e.field(name)

@@ -24,6 +24,7 @@ from isaacrl.suggest import did_you_mean
 
 _OWN_NAMES = {"qacc_warmstart": "warm", "xfrc_applied": "xfrc", "solver_niter": "niter"}
 _VELOCITIES = ("cvel", "subtree_com", "actuator_velocity")
+_FIELDS = (*STATE_FIELDS, "solver_niter", *(f for f in (*tables.STATE_OUTPUTS, *tables.FORCE_OUTPUTS) if f != "niter"))
 _COUNTS = ("ncon", "nefc", "niter")
 _SMALL = tuple(f for f in tables.FORCE_OUTPUTS if f != "sensordata")
 FAST_CONTACTS = 8  # of a world, whose rows are in scratch memory; measured
@@ -79,6 +80,7 @@ class WarpEngine:
             "overflow": self.overflow,
             "nonfinite": self.nonfinite,
             "fresh": self.law.fresh,
+            "mask": self._new(dtype=torch.bool),
         }
         self._model_fields = {f: self._model_tensor(f) for f in sorted(self._own - {*FIELDS})} | self.drives.values
         self._template = mujoco.MjData(model)
@@ -172,11 +174,10 @@ class WarpEngine:
 
     def field(self, name: str) -> Tensor:
         own = _OWN_NAMES.get(name, name)
-        if own not in self._arrays or name == "warm" or own == "sensordata" and not self._sensing:
+        if own not in self._arrays or name not in _FIELDS or own == "sensordata" and not self._sensing:
             check_computed(name, self.model)
-            known = (*STATE_FIELDS, "solver_niter", *tables.STATE_OUTPUTS, *tables.FORCE_OUTPUTS)
-            if name not in known or name == "niter":
-                raise ValueError(f"'{name}' is not a field that warp computes{did_you_mean(name, known)}")
+            if name not in _FIELDS:
+                raise ValueError(f"'{name}' is not a field that warp computes{did_you_mean(name, _FIELDS)}")
             if own not in self._arrays:
                 self._arrays[own] = self._blank(name)
             self._sensing |= own == "sensordata"
@@ -223,7 +224,7 @@ class WarpEngine:
         return dict(zip(tables.SECTIONS, ticks.float().mean(dim=0).tolist()))
 
     def forward(self, mask: Tensor | None = None) -> None:
-        # Of all worlds: where nothing was written, the same values come out again.
+        self._arrays["mask"].copy_(self._everywhere if mask is None else mask)
         self._launch(0)
 
     # --- per-world model fields --------------------------------------------------------------------------------------
@@ -252,7 +253,7 @@ class WarpEngine:
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def _tensors(self) -> dict[str, Tensor]:
-        derived = {*tables.STATE_OUTPUTS, "target", "nonfinite", "fresh"}  # the last is the law's
+        derived = {*tables.STATE_OUTPUTS, "target", "nonfinite", "mask", "fresh"}  # the last is the law's
         state = {k: v for k, v in self._arrays.items() if k not in derived}
         groups = {"state": state, "model": self._model_fields, "law": self.law.state()}
         return {f"{group}/{k}": v for group, of in groups.items() for k, v in of.items()}

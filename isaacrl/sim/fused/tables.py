@@ -20,7 +20,20 @@ _FREE, _BALL, _SLIDE, _HINGE = range(4)  # mjtJoint
 _D, _E = mujoco.mjtDisableBit, mujoco.mjtEnableBit
 
 # Live arrays of every world by name; the kernel calls them A_<NAME>.
-STATE = ("qpos", "qvel", "warm", "target", "time", "overflow", "nonfinite", "fresh", "line", "num_worlds", "rows")
+STATE = (
+    "qpos",
+    "qvel",
+    "warm",
+    "target",
+    "time",
+    "overflow",
+    "nonfinite",
+    "fresh",
+    "line",
+    "num_worlds",
+    "rows",
+    "mask",
+)
 OPTIONAL = ("ctrl", "qfrc_applied", "xfrc", "mocap_pos", "mocap_quat")
 STATE_OUTPUTS = (
     *("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),

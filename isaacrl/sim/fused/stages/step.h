@@ -92,8 +92,10 @@ FN void finish_state(const World& w, Scratch& S, int substeps) {
   store_state(w, S);
 }
 
-// substeps 0: outputs of the state as it is.
+// substeps 0: outputs of the state as it is, in the worlds of `mask`.
 FN void step_world(const World& w, Scratch& S, int substeps) {
+  const unsigned char* mask = live<const unsigned char>(w, A_MASK, 1);
+  if (substeps == 0 && mask && !*mask) return;
   Problem P;
   START_CLOCK(S);
   load_state(w, S);
