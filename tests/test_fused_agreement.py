@@ -75,6 +75,7 @@ def test_a_step_is_that_of_mj_step(name):
     error = fused.errors(ours, theirs)["qacc"]
     median, most = np.median(error), np.quantile(error, 0.99)
     print(f"  float32: qacc {median:.0e}, 99% {most:.0e}, most {error.max():.0e}")
+    assert np.quantile(ours["niter"], 0.99) <= 30, (text, np.bincount(ours["niter"]))
     assert median < (LONG if "big" in name else FLOAT32[0]) and most < FLOAT32[1], (text, median, most)
     # A distance within roundoff of 0 or of the margin is rare.
     assert fused.miscounted(ours, theirs) <= WORLDS // 1000, text

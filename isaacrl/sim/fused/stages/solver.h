@@ -96,9 +96,9 @@ FN void solve(Scratch& S, Per<Row, ROWS>& H, Per<real, NV>& x) {
 
 // --- the line search -------------------------------------------------------------------------------------------------
 
-// A step along v = H^-1 residual: 1, or to the minimum, by Newton's method between brackets; and by how much the cost
-// falls. exact: the full step leaves no zone, so that it leads to the minimum. cost0: this lane's part of the
-// constraints' cost at 0.
+// A step along v = H^-1 residual: 1, or to the minimum, by Newton's method between brackets. gain: by how much the cost
+// falls, from its slopes, as the difference of two costs is mostly rounding close to the minimum. exact: the full step
+// leaves no zone, so that it leads to the minimum. cost0: this lane's part of the constraints' cost at 0.
 FN real search(const World& w, Scratch& S, const Problem& P, const Per<real, NV>& v, const Per<real, NV>& Mv,
                const Per<Rows, NCON>& jv, const Per<real, NV>& residual, real cost0, const Per<int, NV>& dof_zone,
                const Per<int, NCON>& zone, bool& exact, real& gain) {
@@ -120,11 +120,12 @@ FN real search(const World& w, Scratch& S, const Problem& P, const Per<real, NV>
     }
     exact = k == 1 && !any(changed);
     if (exact) break;
-    gain = cost0 - cost;
-    across(gain, first, second, slope);
+    real saved = cost0 - cost;
+    across(saved, first, second, slope);
+    gain = R(0.5) * t * (slope - first);
     if (k == 1) {
       // A full step that pays will do: an exact minimum costs more than it saves in Newton steps (it even needs more).
-      if (magnitude(first) <= R(0.7) * slope && gain > 0) break;
+      if (magnitude(first) <= R(0.7) * slope && saved > 0) break;
       real square = 0;
       EACH(i, NV) square += v[i] * v[i];
       start = magnitude(slope);
