@@ -9,7 +9,7 @@ import warp as wp
 import isaacrl.sim.streams  # noqa: F401  starts Warp quietly
 from isaacrl.sim.capacity import contacts_of
 from isaacrl.sim.fused import kernel, layout, tables
-from isaacrl.sim.warp_engine import FAST_CONTACTS, lanes_of, resident_of
+from isaacrl.sim.warp_engine import FAST_CONTACTS, lanes_of, warps_of
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Warp compiles for GPUs on Linux and Windows")
@@ -27,6 +27,9 @@ def test_the_kernel_compiles_for_a_gpu(name, tmp_path):
     fitting = layout.fitting(t.sizes, lanes_of(scene.model))
     assert fitting
     t.sizes["LANES"], block = fitting
-    k = kernel.build(t, block=block, resident=resident_of(scene.model))
+    lanes = fitting[0]
+    resident = layout.resident(warps_of(scene.model), lanes, block, 1 << 20, 132)
+    scratch = layout.scratch_bytes(t.sizes, lanes) * block // lanes
+    k = kernel.build(t, block=block, resident=resident, scratch=scratch)
     wp.compile_aot_module(k.module, arch=90, module_dir=tmp_path, use_ptx=False)
     assert list(tmp_path.glob("*.cubin"))

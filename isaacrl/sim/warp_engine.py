@@ -128,12 +128,14 @@ class WarpEngine:
             randomized=frozenset(self._own),
         )
         self._rows = self._new(self._tables.row_columns)
+        self._tables.sizes["PROFILE"] = int(profile)
         found = layout.fitting(self._tables.sizes, lanes_of(self.model))
         assert found, "see uncovered"
-        self._tables.sizes["LANES"], self._block = found
-        self._tables.sizes["PROFILE"] = int(profile)
-        resident = resident_of(self.model) * kernel.BLOCK // self._block  # as many threads
-        self._kernel = kernel.build(self._tables, block=self._block, resident=resident)
+        self._tables.sizes["LANES"], self._block = lanes, block = found
+        processors = wp.get_device(self.device).sm_count if self._on_gpu else 1
+        resident = layout.resident(warps_of(self.model), lanes, block, self.num_envs, processors)
+        scratch = layout.scratch_bytes(self._tables.sizes, lanes) * block // lanes
+        self._kernel = kernel.build(self._tables, block=block, resident=resident, scratch=scratch)
         self._names = self._tables.arrays()
         reals, ints = self._tables.blobs(np.float32)
         with self._launcher.stream():
@@ -293,12 +295,12 @@ def lanes_of(model: mujoco.MjModel) -> int:
     return 32
 
 
-def resident_of(model: mujoco.MjModel) -> int:
-    """Blocks that a multiprocessor shall have room for: more hide more latency, until registers spill; measured."""
-    for blocks, most in ((16, 4), (10, 16), (12, 20), (8, 32)):
+def warps_of(model: mujoco.MjModel) -> int:
+    """Warps that a multiprocessor shall have room for: more hide more latency, until registers spill; measured."""
+    for warps, most in ((32, 4), (20, 16), (24, 20), (16, 32)):
         if model.nv <= most:
-            return blocks
-    return 6
+            return warps
+    return 12
 
 
 def _owner(model: mujoco.MjModel, name: str) -> tuple[Any, str]:

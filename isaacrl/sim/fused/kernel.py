@@ -7,8 +7,7 @@ import warp as wp
 
 from isaacrl.sim.fused.tables import Tables
 
-BLOCK = 64  # threads of a block
-RESIDENT = 8  # blocks that a multiprocessor shall have room for
+BLOCK = 128  # threads of a block, as a rule: few enough that they seldom wait long for each other
 
 STAGES = (
     *("lanes", "math", "model", "kinematics", "dynamics", "actuation", "narrow", "collision", "constraint"),
@@ -33,8 +32,13 @@ CUDA_CALLABLE void isaacrl_step(int thread, int worlds, int substeps, const {rea
   using namespace isaacrl;
 #if GPU
   int id = thread / LANES;
-  __shared__ Scratch all[WP_TILE_BLOCK_DIM / LANES];
-  Scratch& S = all[threadIdx.x / LANES];
+  extern __shared__ ALIGNED char isaacrl_scratch[];  // as much as the kernel's tile
+  static_assert(sizeof(Scratch) * (WP_TILE_BLOCK_DIM / LANES) == {scratch}, "layout.scratch_bytes");
+  Scratch& S = ((Scratch*)isaacrl_scratch)[threadIdx.x / LANES];
+  // The tables' first use would else be one wait after the other.
+  for (int i = 32 * threadIdx.x; i < PARAMS; i += 32 * WP_TILE_BLOCK_DIM) touch(params + i);
+  for (int i = 32 * threadIdx.x; i < TABLES; i += 32 * WP_TILE_BLOCK_DIM) touch(tables + i);
+  for (int i = 16 * threadIdx.x; i < ARRAYS; i += 16 * WP_TILE_BLOCK_DIM) touch(arrays + i);
 #else
   int id = thread;
   Scratch S;
@@ -65,18 +69,20 @@ def build(
     *,
     double: bool = False,
     block: int = BLOCK,
-    resident: int = RESIDENT,
+    resident: int = 1,
     backwards: bool = False,
+    scratch: int = 0,
     edit: tuple[str, str] | None = None,
 ) -> Any:
     """A Warp kernel (worlds, substeps, params, tables, arrays); on a GPU it takes lanes threads a world.
 
     double: in float64, for validation on a CPU. block: threads of a block; resident: how many of them a multiprocessor
-    shall have room for, which bounds the registers. backwards: items in reverse order (on a CPU).
+    shall have room for, which bounds the registers. scratch: bytes of shared memory a block (on a GPU). backwards: items
+    in reverse order (on a CPU).
     """
     real: Any = wp.float64 if double else wp.float32
     snippet = _SNIPPET.format(
-        real="double" if double else "float", backwards=int(backwards), source=source(tables, edit)
+        real="double" if double else "float", backwards=int(backwards), scratch=scratch, source=source(tables, edit)
     )
 
     @wp.func_native(snippet)
@@ -89,6 +95,7 @@ def build(
         arrays: wp.array[wp.int64],
     ): ...
 
+    words = wp.constant(max(scratch // 4, 1))
     options = {"fast_math": not double, "block_dim": block, "max_unroll": 0}
 
     @wp.kernel(
@@ -105,6 +112,7 @@ def build(
         tables: wp.array[wp.int32],
         arrays: wp.array[wp.int64],
     ):
+        memory = wp.tile_empty(shape=words, dtype=wp.float32, storage="shared")  # noqa: F841  the worlds' Scratch
         step_world(wp.tid(), worlds, substeps, params, tables, arrays)
 
     return step

@@ -79,13 +79,15 @@ KINDS = {
 }
 
 # Columns of the tables of pairs.
-_PAIR_REALS = ("PRM", "REACH", "INCLUDE", "FRICTION", "DAMPING_FRICTION")
-_PAIR_REAL_AT = {"REACH": 7, "INCLUDE": 8, "FRICTION": 9, "DAMPING_FRICTION": 14}
+_INCLUDE = 8  # of pair_real: after the constraint parameters; then friction (5) and the damping of the tangents
 _PAIR_INTS = (
     *("KIND", "SHAPE_A", "SHAPE_B", "GEOM_A", "GEOM_B", "BODY_A", "BODY_B"),
     *("BODY", "OTHER", "SIGN", "DIM", "FRICTION_FROM"),
 )
 PAIR_REALS, PAIR_INTS = 16, 12
+# Tables whose accessors give a row: three reals, stored as four, or a quaternion.
+_VEC3 = ("body_pos", "body_ipos", "body_inertia", "jnt_pos", "jnt_axis", "geom_pos", "site_pos", "shape_size")
+_QUAT = ("body_quat", "body_iquat", "geom_quat", "site_quat")
 
 
 @dataclass
@@ -111,10 +113,11 @@ class Tables:
 
     def header(self) -> str:
         """Macros and accessors, as source."""
-        lines = [f"#define {k} {_literal(v)}" for k, v in self.sizes.items()]
+        reals, ints = self.blobs(np.float32)
+        counts = {"PARAMS": reals.size, "TABLES": ints.size, "ARRAYS": len(self.arrays())}
+        lines = [f"#define {k} {_literal(v)}" for k, v in (self.sizes | counts).items()]
         lines += [f"#define A_{name.upper()} {i}" for i, name in enumerate(self.arrays())]
-        lines += [f"enum {{ {', '.join(f'P_{n} = {i}' for i, n in enumerate(_PAIR_INTS))} }};"]
-        lines += [f"enum {{ {', '.join(f'P_{n} = {i}' for n, i in _PAIR_REAL_AT.items())} }};"]
+        lines += [f"#define PAIR_FIELDS {', '.join(n.lower() for n in _PAIR_INTS)}", f"#define P_INCLUDE {_INCLUDE}"]
         lines += ["enum { FROM_BOTH = 0, FROM_A = 1, FROM_B = 2, FROM_PAIR = 3 };"]
         return "\n".join(lines) + "\n"
 
@@ -124,19 +127,24 @@ class Tables:
         for tables, kind, base in ((self.reals, "real", "params"), (self.ints, "int", "tables")):
             at = 0
             for name, table in tables.items():
-                if name in self.own:
+                own = name in self.own
+                if own:
                     address = f"live<const real>(w, A_OWN_{name.upper()}, {self.own_columns[name]})"
                 else:
-                    address, at = f"w.{base} + {at}", at + _padded(table.size)
-                lines.append(f"FN const {kind}* {name}(const World& w) {{ return {address}; }}")
+                    address, at = f"w.{base} + {at}", at + _pad(name, table).size
+                if name in _VEC3 or name in _QUAT:
+                    of, width = ("vec3", 3 if own else 4) if name in _VEC3 else ("quat", 4)
+                    load = ("v3" if name in _VEC3 else "q4") if own else f"fetch_{of}"
+                    lines.append(f"FN {of} {name}(const World& w, int k) {{ return {load}({address} + {width} * k); }}")
+                else:
+                    lines.append(f"FN const {kind}* {name}(const World& w) {{ return {address}; }}")
         return "\n".join(lines) + "\n"
 
     def blobs(self, dtype: type) -> tuple[np.ndarray, np.ndarray]:
         """All shared tables one after the other: reals and integers."""
-        reals = [_pad(t, dtype) for n, t in self.reals.items() if n not in self.own]
-        return np.concatenate([*reals, np.zeros(4, dtype)]), np.concatenate(
-            [_pad(t, np.int32) for t in self.ints.values()]
-        )
+        reals = [_pad(n, t) for n, t in self.reals.items() if n not in self.own]
+        ints = [_pad(n, t) for n, t in self.ints.items()]
+        return np.concatenate([*reals, np.zeros(4)]).astype(dtype), np.concatenate(ints).astype(np.int32)
 
 
 def make_tables(
@@ -175,6 +183,7 @@ def make_tables(
     sensors.add(m, geoms, sizes, reals, ints)
     sizes["NCON"] = (max(1, nconmax) if pairs else 0) + int(sizes["BALL_LIMITS"])
     sizes["NFAST"] = sizes["NCON"] if fast_contacts is None else min(int(sizes["NCON"]), fast_contacts)
+    sizes["OWN_QPOS0"] = int("qpos0" in randomized)
     sizes["OWN_FRICTION"] = int("geom_friction" in randomized)
     sizes["LOSSES"] = int(bool((m.dof_frictionloss > 0).any()) or "dof_frictionloss" in randomized)
     sizes["STIFFNESS"] = int(bool((m.jnt_stiffness != 0).any()) or "jnt_stiffness" in randomized)
@@ -192,7 +201,6 @@ def _bodies(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
         reals[name] = getattr(m, name)
     reals["body_invweight0"], reals["opt_gravity"] = m.body_invweight0, _gravity(m)
     ints["body_parent"], ints["body_root"], ints["body_mocapid"] = m.body_parentid, m.body_rootid, m.body_mocapid
-    ints["body_jntadr"], ints["body_jntnum"] = np.maximum(m.body_jntadr, 0), m.body_jntnum
     sizes["MAX_JOINTS"] = int(m.body_jntnum.max())
     sizes["GRAVCOMP"] = int(m.body_gravcomp.any() and not m.opt.disableflags & _D.mjDSBL_GRAVITY)
     last, depth = last_dofs(m), np.zeros(m.nbody, int)
@@ -203,7 +211,7 @@ def _bodies(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
         joint = m.body_jntadr[root]
         if joint >= 0 and m.jnt_type[joint] == _FREE:
             origin[b] = m.jnt_qposadr[joint]
-    ints["body_lastdof"], ints["body_origin"] = last, origin
+    ints["body_origin"] = origin
     rounds = math.ceil(math.log2(max(depth.max(), 1)))
     up = [m.body_parentid.astype(int)]
     for _ in range(1, max(rounds, 1)):
@@ -232,7 +240,8 @@ def _dofs(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
         reals["dof_damping"] = np.zeros(m.nv)
     if m.opt.disableflags & (_D.mjDSBL_FRICTIONLOSS | _D.mjDSBL_CONSTRAINT):
         reals["dof_frictionloss"] = np.zeros(m.nv)
-    ints["jnt_type"], ints["jnt_qposadr"], ints["jnt_dofadr"] = m.jnt_type, m.jnt_qposadr, m.jnt_dofadr
+    ints["jnt_qposadr"], ints["jnt_dofadr"] = m.jnt_qposadr, m.jnt_dofadr
+    reals["jnt_zero"] = m.qpos0[m.jnt_qposadr]  # of slides and hinges
     ints["jnt_body"], ints["jnt_packed"] = m.jnt_bodyid, m.jnt_type | m.jnt_qposadr << 2
     kind, axis, source = np.zeros(m.nv, int), np.zeros(m.nv, int), np.arange(m.nv)
     for i in range(m.nv):
@@ -247,15 +256,13 @@ def _dofs(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
             case 2:
                 kind[i] = 1
     types = m.jnt_type[m.dof_jntid]
-    ints["dof_body"], ints["dof_jnt"], ints["dof_kind"], ints["dof_axis"] = m.dof_bodyid, m.dof_jntid, kind, axis
-    ints["dof_motion_source"], ints["dof_is_ball"] = source, types == _BALL
+    ints["dof_jnt"] = m.dof_jntid
     ints["dof_scalar"], ints["dof_qpos"] = types >= _SLIDE, m.jnt_qposadr[m.dof_jntid]
     above: list[list[int]] = []  # of each dof the dofs above it, nearest first
     for i in range(m.nv):
         parent = m.dof_parentid[i]
         above.append([int(parent), *above[parent]] if parent >= 0 else [])
     depth = np.array([len(a) for a in above])
-    ints["dof_depth"] = depth
     sizes["DEPTH_WORDS"] = (int(depth.max()) + 3) // 4
     ints["dof_above"] = np.array([[_bytes(a[4 * q : 4 * q + 4]) for a in above] for q in range(sizes["DEPTH_WORDS"])])
     rounds = math.ceil(math.log2(int(depth.max()) + 1))
@@ -296,22 +303,20 @@ def _limits(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
 def _actuators(m: mujoco.MjModel, law: Actuation, sizes: dict, reals: dict, ints: dict) -> None:
     for name in ("actuator_gainprm", "actuator_biasprm", "actuator_forcerange", "actuator_ctrlrange", "actuator_gear"):
         reals[name] = getattr(m, name)
-    clamp = not m.opt.disableflags & _D.mjDSBL_CLAMPCTRL
-    ints["actuator_ctrllimited"], ints["actuator_forcelimited"] = (
-        m.actuator_ctrllimited & clamp,
-        m.actuator_forcelimited,
-    )
-    ints["actuator_affine_gain"] = m.actuator_gaintype == mujoco.mjtGain.mjGAIN_AFFINE
-    ints["actuator_affine_bias"] = m.actuator_biastype == mujoco.mjtBias.mjBIAS_AFFINE
+    clamp = bool(not m.opt.disableflags & _D.mjDSBL_CLAMPCTRL)
+    flags = (m.actuator_ctrllimited.astype(bool) & clamp) * 1 + m.actuator_forcelimited.astype(int) * 2
+    flags += (m.actuator_gaintype == mujoco.mjtGain.mjGAIN_AFFINE) * 4
+    flags += (m.actuator_biastype == mujoco.mjtBias.mjBIAS_AFFINE) * 8
     joint = m.actuator_trnid[:, 0]
     dof = m.jnt_dofadr[joint]
-    ints["actuator_dof"], ints["actuator_qpos"] = dof, m.jnt_qposadr[joint]
     order = np.argsort(dof, kind="stable")
     off = bool(m.opt.disableflags & _D.mjDSBL_ACTUATION)
     number = np.bincount(dof, minlength=m.nv) * (0 if off else 1)
-    ints["actuator_by_dof"], ints["dof_num_actuators"] = order, number
-    ints["dof_first_actuator"] = np.cumsum(number) - number
-    ints["dof_forcelimited"], reals["dof_forcerange"] = m.jnt_actfrclimited[m.dof_jntid], m.jnt_actfrcrange[m.dof_jntid]
+    # flags, addresses in qpos and qvel, place among the actuators by dof
+    ints["actuator_packed"] = np.column_stack([flags, m.jnt_qposadr[joint], dof, np.argsort(order)])
+    limited = m.jnt_actfrclimited[m.dof_jntid].astype(bool)
+    ints["dof_drive"] = np.column_stack([np.cumsum(number) - number, np.cumsum(number), limited, np.zeros(m.nv, int)])
+    reals["dof_forcerange"] = m.jnt_actfrcrange[m.dof_jntid]
     sizes["ANY_PD"] = int((law.law == PD).any())
     ints["law_is_pd"], ints["law_qpos"], ints["law_qvel"] = law.law == PD, law.qpos_adr, law.qvel_adr
     reals["law_kp"], reals["law_kd"], reals["law_effort"] = law.kp, law.kd, law.effort_limit
@@ -324,10 +329,13 @@ def _actuators(m: mujoco.MjModel, law: Actuation, sizes: dict, reals: dict, ints
 def _collision(m: mujoco.MjModel, pairs: list[Pair], sizes: dict, reals: dict, ints: dict) -> None:
     used = sorted({g for p in pairs for g in (p.geom1, p.geom2)})
     shape = {g: i for i, g in enumerate(used)}
-    for name in ("geom_pos", "geom_quat", "geom_size", "geom_rbound", "geom_friction"):
+    for name in ("geom_pos", "geom_quat", "geom_friction"):
         reals[name] = getattr(m, name)
-    ints["geom_bodyid"], ints["geom_id"] = m.geom_bodyid, np.array(used, int)
-    ints["geom_body"] = m.geom_bodyid[used] if used else np.zeros(0, int)
+    ints["geom_bodyid"], ints["shape_body"] = m.geom_bodyid, m.geom_bodyid[np.array(used, int)]
+    # Of the geoms that collide: place in the body, with the bounding radius as its fourth, and orientation.
+    where = np.array(used, int)
+    reals["shape_place"] = np.column_stack([m.geom_pos[where], m.geom_rbound[where], m.geom_quat[where]])
+    reals["shape_size"] = m.geom_size[where]
     last = last_dofs(m)
 
     def kind(p: Pair) -> tuple[str, int]:
@@ -460,7 +468,10 @@ def _padded(size: int) -> int:
     return (size + 3) // 4 * 4
 
 
-def _pad(table: np.ndarray, dtype: type) -> np.ndarray:
-    flat = np.zeros(_padded(table.size), dtype)
-    flat[: table.size] = np.asarray(table).ravel()
+def _pad(name: str, table: np.ndarray) -> np.ndarray:
+    """A table as it is stored: flat, in whole groups of four."""
+    if name in _VEC3:
+        table = np.pad(np.reshape(table, (-1, 3)), ((0, 0), (0, 1)))
+    flat = np.zeros(_padded(table.size), table.dtype)
+    flat[: table.size] = np.ravel(table)
     return flat

@@ -30,8 +30,8 @@ FN real control_of(const World& w, Scratch& S, int u, bool fresh) {
 }
 
 // Generalized forces but those of constraints: actuators, springs, dampers, applied forces, less the bias (S.vector).
-// slope[i] is
-// the derivative of dof i's force by its own velocity, which implicit integration needs (MuJoCo: mjd_smooth_vel).
+// slope[i] is the derivative of dof i's force by its own velocity, which implicit integration needs (MuJoCo:
+// mjd_smooth_vel).
 FN void smooth_forces(const World& w, Scratch& S, bool last, Per<real, NV>& force, Per<real, NV>& slope) {
 #if NU
   bool fresh = false;
@@ -43,22 +43,23 @@ FN void smooth_forces(const World& w, Scratch& S, bool last, Per<real, NV>& forc
   EACH(u, NU) {
     real ctrl = control_of(w, S, u, fresh);
     if (last && w.arrays[A_CTRL]) live<real>(w, A_CTRL, NU)[u] = ctrl;
-    if (actuator_ctrllimited(w)[u]) {
+    words act = actuator_words(w, u);
+    if (act.a & CTRL_LIMITED) {
       ctrl = clamp_to(ctrl, actuator_ctrlrange(w)[2 * u], actuator_ctrlrange(w)[2 * u + 1]);
     }
     const real *gain = actuator_gainprm(w) + PRM * u, *law = actuator_biasprm(w) + PRM * u;
     real gear = actuator_gear(w)[6 * u];
-    real len = gear * S.qpos[actuator_qpos(w)[u]], vel = gear * S.qvel[actuator_dof(w)[u]];
+    real len = gear * S.qpos[act.b], vel = gear * S.qvel[act.c];
     real g = gain[0], b = 0, d = 0;
-    if (actuator_affine_gain(w)[u]) g += gain[1] * len + gain[2] * vel, d = gain[2] * ctrl;
-    if (actuator_affine_bias(w)[u]) b = law[0] + law[1] * len + law[2] * vel, d += law[2];
+    if (act.a & AFFINE_GAIN) g += gain[1] * len + gain[2] * vel, d = gain[2] * ctrl;
+    if (act.a & AFFINE_BIAS) b = law[0] + law[1] * len + law[2] * vel, d += law[2];
     real f = g * ctrl + b;
-    if (actuator_forcelimited(w)[u]) {
+    if (act.a & FORCE_LIMITED) {
       real low = actuator_forcerange(w)[2 * u], high = actuator_forcerange(w)[2 * u + 1];
       if (f <= low || f >= high) d = 0;  // a clamped force does not depend on the velocity
       f = clamp_to(f, low, high);
     }
-    S.force[u] = f, S.force[NU + u] = gear * gear * d;
+    S.force[u] = f, S.drive[act.d] = gear * f, S.drive[NU + act.d] = gear * gear * d;
     if (last && w.arrays[A_ACTUATOR_FORCE]) live<real>(w, A_ACTUATOR_FORCE, NU)[u] = f;
   }
 #if LINE
@@ -70,13 +71,12 @@ FN void smooth_forces(const World& w, Scratch& S, bool last, Per<real, NV>& forc
   EACH(i, NV) {
     real f = 0, s = -dof_damping(w)[i];
 #if NU
-    int first = dof_first_actuator(w)[i], number = dof_num_actuators(w)[i];
-    ROLLED for (int k = first; k < first + number; k++) {
-      int u = actuator_by_dof(w)[k];
-      f += actuator_gear(w)[6 * u] * S.force[u];
-      if (!EULER) s += S.force[NU + u];
+    words drive = drive_words(w, i);
+    ROLLED for (int k = drive.a; k < drive.b; k++) {
+      f += S.drive[k];
+      if (!EULER) s += S.drive[NU + k];
     }
-    if (dof_forcelimited(w)[i]) {
+    if (drive.c) {
       real low = dof_forcerange(w)[2 * i], high = dof_forcerange(w)[2 * i + 1];
       if (f <= low || f >= high) s = -dof_damping(w)[i];
       f = clamp_to(f, low, high);

@@ -5,82 +5,83 @@
 // Poses of the colliding geoms, relative to the origins of their trees, and bounding radii.
 FN void place_geoms(const World& w, Scratch& S) {
   EACH_OF_MANY(g, NG) {
-    int id = geom_id(w)[g], body = geom_body(w)[g];
+    int body = shape_body(w)[g];
     quat rot = orientation_of(S, body);
-    vec3 pos = position_of(S, body) + rotate(rot, v3(geom_pos(w) + 3 * id));
-    rot = product(rot, q4(geom_quat(w) + 4 * id));
-    store4(S.geom[g], pos.x, pos.y, pos.z, geom_rbound(w)[id]);
+    four place = fetch4(shape_place(w) + 8 * g);
+    vec3 pos = position_of(S, body) + rotate(rot, v3(place.x, place.y, place.z));
+    rot = product(rot, fetch_quat(shape_place(w) + 8 * g + 4));
+    store4(S.geom[g], pos.x, pos.y, pos.z, place.w);
     store4(S.geom[g] + 4, rot.w, rot.x, rot.y, rot.z);
   }
   sync();
 }
 
 FN Shape shape_of(const World& w, const Scratch& S, int g) {
-  return Shape{v3(S.geom[g]), q4(S.geom[g] + 4), v3(geom_size(w) + 3 * geom_id(w)[g])};
+  return Shape{v3(S.geom[g]), q4(S.geom[g] + 4), shape_size(w, g)};
 }
 
-// Constraint parameters of a row: how stiff, how strongly damped (MuJoCo: getimpedance). prm: K, B, d0, dmax, 1/width,
-// midpoint, power, as tables.py prepares them.
-FN real impedance(const real* prm, real violation) {
-  real x = magnitude(violation) * prm[4], y;
+// How much a constraint is held that is violated by so much (MuJoCo: getimpedance).
+FN real impedance(const Parameters& prm, real violation) {
+  real x = magnitude(violation) * prm.per_width, y, middle = prm.midpoint, power = prm.power;
   if (x >= 1) {
     y = 1;
-  } else if (prm[6] == R(1)) {
+  } else if (power == R(1)) {
     y = x;
-  } else if (prm[6] == R(2)) {
-    y = x <= prm[5] ? x * x / prm[5] : 1 - (1 - x) * (1 - x) / (1 - prm[5]);
+  } else if (power == R(2)) {
+    y = x <= middle ? x * x / middle : 1 - (1 - x) * (1 - x) / (1 - middle);
   } else {
-    y = x <= prm[5] ? pow(x, prm[6]) / pow(prm[5], prm[6] - 1) : 1 - pow(1 - x, prm[6]) / pow(1 - prm[5], prm[6] - 1);
+    y = x <= middle ? pow(x, power) / pow(middle, power - 1) : 1 - pow(1 - x, power) / pow(1 - middle, power - 1);
   }
-  return prm[2] + y * (prm[3] - prm[2]);
+  return prm.d0 + y * (prm.dmax - prm.d0);
 }
 FN real stiffness_of(real imp, real diagonal) { return inverse(more((1 - imp) * diagonal * inverse(imp), TINY)); }
 
 // One contact's record. pair: row of the pair table.
 FN void record(const World& w, Scratch& S, int pair, const Hit& hit, vec3 pos, real* c) {
   const real* p = pair_real(w) + PAIR_REALS * pair;
-  const int* q = pair_int(w) + PAIR_INTS * pair;
-  int body = q[P_BODY], other = q[P_OTHER], dim = q[P_DIM];
-  real mu[5];
-  UNROLL for (int k = 0; k < 5; k++) mu[k] = p[P_FRICTION + k];
+  Pair q = pair_of(w, pair);
+  Parameters prm = parameters_at(p);
+  four limits = fetch4(p + P_INCLUDE), more_friction = fetch4(p + P_INCLUDE + 4);
+  real mu[5] = {limits.y, limits.z, limits.w, more_friction.x, more_friction.y};
 #if OWN_FRICTION  // friction of its own in each world
-  if (q[P_FRICTION_FROM] != FROM_PAIR) {
-    const real *a = geom_friction(w) + 3 * q[P_GEOM_A], *b = geom_friction(w) + 3 * q[P_GEOM_B];
-    if (q[P_FRICTION_FROM] == FROM_A) b = a;
-    if (q[P_FRICTION_FROM] == FROM_B) a = b;
+  if (q.friction_from != FROM_PAIR) {
+    const real *a = geom_friction(w) + 3 * q.geom_a, *b = geom_friction(w) + 3 * q.geom_b;
+    if (q.friction_from == FROM_A) b = a;
+    if (q.friction_from == FROM_B) a = b;
     mu[0] = mu[1] = more(a[0], b[0]), mu[2] = more(a[1], b[1]), mu[3] = mu[4] = more(a[2], b[2]);
     UNROLL for (int k = 0; k < 5; k++) mu[k] = more(mu[k], R(1e-5));
   }
 #endif
-  real margin = p[P_INCLUDE], imp = impedance(p, hit.dist - margin);
+  real margin = limits.x, imp = impedance(prm, hit.dist - margin);
   // The diagonal of J M^-1 J', roughly (MuJoCo: mj_diagApprox).
-  real diagonal = body_invweight0(w)[2 * q[P_BODY_A]] + body_invweight0(w)[2 * q[P_BODY_B]];
-  if (!ELLIPTIC && dim > 1) diagonal = diagonal * (1 + mu[0] * mu[0]) * 2 * mu[0] * mu[0] * INV_IMPRATIO;
+  real diagonal = body_invweight0(w)[2 * q.body_a] + body_invweight0(w)[2 * q.body_b];
+  if (!ELLIPTIC && q.dim > 1) diagonal = diagonal * (1 + mu[0] * mu[0]) * 2 * mu[0] * mu[0] * INV_IMPRATIO;
   store4(c, pos.x, pos.y, pos.z, mu[0]);
   store4(c + 4, hit.normal.x, hit.normal.y, hit.normal.z, hit.dist < margin ? stiffness_of(imp, diagonal) : R(0));
-  store4(c + 8, hit.tangent.x, hit.tangent.y, hit.tangent.z, R(body));
-  store4(c + 12, R(other), R(q[P_SIGN]), R(dim), R(pair));
+  store4(c + 8, hit.tangent.x, hit.tangent.y, hit.tangent.z, R(q.body));
+  store4(c + 12, R(q.other), R(q.sign), R(q.dim), R(pair));
   // Of the reference acceleration: K imp (dist - margin) and B; solver.h makes it from these and the velocity.
-  store4(c + 16, p[0] * imp * (hit.dist - margin), p[1], p[P_DAMPING_FRICTION], hit.dist);
+  store4(c + 16, prm.K * imp * (hit.dist - margin), prm.B, more_friction.z, hit.dist);
 #if MAXDIM > 3 || ANISOTROPIC
   UNROLL for (int k = 0; k < 4; k++) c[C_FRICTION + k] = mu[k + 1];
 #endif
 }
 
 // From where a pair's contact is seen: both shapes relative to the origin of the tree of its `body`.
-FN void seen_from_body(const World& w, const Scratch& S, const int* q, Shape& a, Shape& b, vec3& reference) {
-  vec3 here = origin_of(w, S, q[P_BODY]);
-  a.pos = a.pos + (origin_of(w, S, q[P_BODY_A]) - here);
-  b.pos = b.pos + (origin_of(w, S, q[P_BODY_B]) - here);
-  reference = reference_of(w, S, q[P_BODY]);
+FN void seen_from_body(const World& w, const Scratch& S, const Pair& q, Shape& a, Shape& b, vec3& reference) {
+  vec3 here = origin_of(w, S, q.body);
+  a.pos = a.pos + (origin_of(w, S, q.body_a) - here);
+  b.pos = b.pos + (origin_of(w, S, q.body_b) - here);
+  reference = reference_of(w, S, q.body);
 }
 
 FN bool try_contact(const World& w, const Scratch& S, int pair, int k, Hit& hit, vec3& pos) {
-  const int* q = pair_int(w) + PAIR_INTS * pair;
-  Shape a = shape_of(w, S, q[P_SHAPE_A]), b = shape_of(w, S, q[P_SHAPE_B]);
+  Pair q = pair_of(w, pair);
+  if (k >= POSSIBLE(q.kind)) return false;
+  Shape a = shape_of(w, S, q.shape_a), b = shape_of(w, S, q.shape_b);
   vec3 reference;
   seen_from_body(w, S, q, a, b, reference);
-  bool found = touch(q[P_KIND], k, a, b, pair_real(w)[PAIR_REALS * pair + P_REACH], hit);
+  bool found = touch(q.kind, k, a, b, pair_reach(w)[pair], hit);
   pos = hit.pos - reference;
   return found;
 }
@@ -91,8 +92,8 @@ FN bool near(const World& w, const Scratch& S, int pair) {
   four a = load4(S.geom[shapes & 0xffff]), b = load4(S.geom[shapes >> 16]);
   vec3 d = v3(a.x - b.x, a.y - b.y, a.z - b.z);
 #if PAIRS_ACROSS
-  const int* q = pair_int(w) + PAIR_INTS * pair;
-  d = d + (origin_of(w, S, q[P_BODY_A]) - origin_of(w, S, q[P_BODY_B]));
+  Pair q = pair_of(w, pair);
+  d = d + (origin_of(w, S, q.body_a) - origin_of(w, S, q.body_b));
 #endif
   real r = a.w + b.w + pair_reach(w)[pair];
   return dot(d, d) <= r * r;
@@ -126,7 +127,7 @@ FN int collide(const World& w, Scratch& S) {
 #if NPAIR
       else k = (i - NPLANE_ITEMS) / near_pairs, pair = S.candidate[(i - NPLANE_ITEMS) - k * near_pairs];
 #endif
-      found = k < POSSIBLE(pair_int(w)[PAIR_INTS * pair + P_KIND]) && try_contact(w, S, pair, k, hit, pos);
+      found = try_contact(w, S, pair, k, hit, pos);
     }
     int place = append(found, ncon);
     if (found && place < NCON) record(w, S, pair, hit, pos, S.contact[place]);

@@ -54,34 +54,31 @@ FN real dot4(four a, four b) { return a.x * b.x + a.y * b.y + (a.z * b.z + a.w *
 // a . b over the dofs; rows of NH reals, of which those beyond NV are 0.
 FN real row_dot(const real* a, const real* b) {
   real s = 0;
-  LOOP for (int q = 0; q < NH; q += 4) s += dot4(load4(a + q), load4(b + q));
+  UNROLL for (int q = 0; q < NH; q += 4) s += dot4(load4(a + q), load4(b + q));
   return s;
 }
-// J x of contact k.
-FN Rows motion_along(const real* J, const real* x) {
-  Rows r;
-  UNROLL for (int j = 0; j < MAXDIM; j++) r.v[j] = 0;
-  LOOP for (int q = 0; q < NH; q += 4) {
-    four y = load4(x + q);
-    UNROLL for (int j = 0; j < MAXDIM; j++) r.v[j] += dot4(load4(J + j * NH + q), y);
-  }
-  return r;
-}
-FN Rows motion_of(const World& w, Scratch& S, int k, const real* x) {
+// J x of all contacts: a lane works on a row, then takes what its contact has.
+FN void motion_of_contacts(const World& w, Scratch& S, int ncon, const real* x, Per<Rows, NCON>& motion) {
+  EACH_OF_MANY(e, ncon * MAXDIM) {
 #if SPARE
-  if (k >= NFAST) return motion_along(kept_rows(w, k), x);
+    if (e >= NFAST * MAXDIM) {
+      S.product[e] = row_dot(kept_rows(w, NFAST) + (e - NFAST * MAXDIM) * NH, x);
+      continue;
+    }
 #endif
-  return motion_along(scratch_rows(S, k), x);
+    S.product[e] = row_dot(S.row[e], x);
+  }
+  sync();
+  EACH_OF(c, ncon, NCON) UNROLL for (int j = 0; j < MAXDIM; j++) motion[c].v[j] = S.product[c * MAXDIM + j];
 }
 
 FN real friction_of(const real* c, int row) {
   return row == 1 || (row == 2 && !ANISOTROPIC) ? c[C_MU] : c[C_FRICTION + row - 2];
 }
 
-// Reference accelerations of contact k.
-FN Rows reference_acceleration(const World& w, Scratch& S, int k) {
-  const real* c = S.contact[k];
-  Rows v = motion_of(w, S, k, S.qvel), a;
+// Reference accelerations of a contact, whose rows have the velocities v.
+FN Rows reference_acceleration(const real* c, const Rows& v) {
+  Rows a;
   real spring = c[C_AREF], damping = c[C_AREF + 1], damping_friction = ELLIPTIC ? c[C_AREF + 2] : damping;
   a.v[0] = -damping * v.v[0] - spring;
   UNROLL for (int j = 1; j < MAXDIM; j++) a.v[j] = -damping_friction * v.v[j];
@@ -240,23 +237,23 @@ struct Dof {
 FN Dof dof_constraints(const World& w, const Scratch& S, int i) {
   Dof d = {0, 1, 0, 0, 0};
 #if LIMITS
-  const real* prm = limit_prm(w) + 8 * i;
-  if (prm[6] > 0) {  // limited
+  Parameters prm = parameters_at(limit_prm(w) + 8 * i);
+  if (prm.power > 0) {  // limited
     int a = dof_qpos(w)[i], j = dof_jnt(w)[i];
-    real low = S.qpos[a] - jnt_range(w)[2 * j], high = jnt_range(w)[2 * j + 1] - S.qpos[a], margin = prm[7];
+    real low = S.qpos[a] - jnt_range(w)[2 * j], high = jnt_range(w)[2 * j + 1] - S.qpos[a], margin = prm.extra;
     if (low < margin || high < margin) {
       d.limit_sign = low < margin ? R(1) : R(-1);
       real x = (low < margin ? low : high) - margin, imp = impedance(prm, x);
       d.limit = stiffness_of(imp, dof_invweight0(w)[i]);
-      d.limit_x = prm[1] * d.limit_sign * S.qvel[i] + prm[0] * imp * x;
+      d.limit_x = prm.B * d.limit_sign * S.qvel[i] + prm.K * imp * x;
     }
   }
 #endif
 #if LOSSES
   if (dof_frictionloss(w)[i] > 0) {
-    const real* prm = loss_prm(w) + 8 * i;
+    Parameters prm = parameters_at(loss_prm(w) + 8 * i);
     d.loss = stiffness_of(impedance(prm, 0), dof_invweight0(w)[i]);
-    d.loss_x = prm[1] * S.qvel[i];
+    d.loss_x = prm.B * S.qvel[i];
   }
 #endif
   return d;
@@ -321,8 +318,8 @@ FN void ball_limits(const World& w, Scratch& S, int& ncon) {
     }
     int place = append(found, ncon);
     if (found && place < NCON) {
-      const real* prm = ball_prm(w) + 8 * k;
-      real imp = impedance(prm, dist - prm[7]);
+      Parameters prm = parameters_at(ball_prm(w) + 8 * k);
+      real imp = impedance(prm, dist - prm.extra);
       int body = jnt_body(w)[j];
       vec3 n = -rotate(orientation_of(S, body), axis);
       real* c = S.contact[place];
@@ -330,7 +327,7 @@ FN void ball_limits(const World& w, Scratch& S, int& ncon) {
       store4(c + 4, n.x, n.y, n.z, stiffness_of(imp, dof_invweight0(w)[jnt_dofadr(w)[j]]));
       store4(c + 8, 0, 0, 0, R(body));
       store4(c + 12, R(ball_other(w)[k]), 1, 0, -1);
-      store4(c + 16, prm[0] * imp * (dist - prm[7]), prm[1], prm[1], dist);
+      store4(c + 16, prm.K * imp * (dist - prm.extra), prm.B, prm.B, dist);
     }
   }
   sync();

@@ -110,8 +110,8 @@ FN void inertia_and_bias(const World& w, Scratch& S) {
   MAP(b, NB) {
     real mass = body_mass(w)[b];
     quat rot = orientation_of(S, b);
-    vec3 c = position_of(S, b) + rotate(rot, v3(body_ipos(w) + 3 * b)) - v3(S.pose[byte_of(body_words(w, b).a, 1)]);
-    matrix6 g = body_matrix(mass, v3(body_inertia(w) + 3 * b), product(rot, q4(body_iquat(w) + 4 * b)), c);
+    vec3 c = position_of(S, b) + rotate(rot, body_ipos(w, b)) - v3(S.pose[byte_of(body_words(w, b).a, 1)]);
+    matrix6 g = body_matrix(mass, body_inertia(w, b), product(rot, body_iquat(w, b)), c);
     spatial v = moving[b], a = of_body(w, S, b);
     a.lin = a.lin - gravity;
     spatial f = times(g, a) + cross_force(v, times(g, v));
@@ -133,10 +133,13 @@ FN void inertia_and_bias(const World& w, Scratch& S) {
   sync();
 }
 
-// The joint-space inertia to S.mass, from the subtrees' inertias in S.sums (composite rigid bodies: M_ij = axis_j . I axis_i for j above i, and the armature;
-// MuJoCo: mj_crb).
+// The joint-space inertia to S.mass, from the subtrees' inertias in S.sums (composite rigid bodies: M_ij = axis_j . I
+// axis_i for j above i, and the armature; MuJoCo: mj_crb).
 FN void mass_matrix(const World& w, Scratch& S) {
-  MAP(i, NV) UNROLL for (int q = 0; q < NH; q += 4) store4(S.mass[i] + q, 0, 0, 0, 0);
+  EACH(i, NMASS) {
+    UNROLL for (int q = 0; q < NH; q += 4) store4(S.mass[i] + q, 0, 0, 0, 0);
+    if (i >= NV && i < NH) S.mass[i][i] = 1;
+  }
   sync();
   MAP(i, NV) {
     words dof = dof_words(w, i);

@@ -79,6 +79,14 @@ FN void eliminate(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x, Per<real, R
   EACH(i, ROWS) UNROLL for (int q = 4; q < W; q++) H[i].v[q - 4] = H[i].v[q];
 }
 
+// All pivots from k on, where H has W columns left: the next twelve with loops over W, those after over twelve fewer.
+template <int W>
+FN void eliminate_from(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x, Per<real, ROWS>& scale, int& k) {
+  constexpr int NEXT = W > 12 ? W - 12 : 0;
+  ROLLED for (; k < NROW - NEXT; k += 4) eliminate<W>(S, H, x, scale, k);
+  if constexpr (NEXT > 0) eliminate_from<NEXT>(S, H, x, scale, k);
+}
+
 // Solves in place: x holds b, then the solution. H is destroyed; rows and columns beyond NR are those of the identity.
 // Loops of little code, which work on a few columns more than they need to: a kernel of this size is bound by fetching
 // its instructions, so all loops here are kept small.
@@ -86,10 +94,7 @@ FN void gauss_jordan(Scratch& S, Per<Row, ROWS>& H, Per<real, ROWS>& x) {
   Per<real, ROWS> scale;
   EACH(i, ROWS) scale[i] = 0;
   int k = 0;
-#if NROW > 12
-  ROLLED for (; k < NROW - 12; k += 4) eliminate<NROW>(S, H, x, scale, k);
-#endif
-  ROLLED for (; k < NROW; k += 4) eliminate<(NROW > 12 ? 12 : NROW)>(S, H, x, scale, k);
+  eliminate_from<NROW>(S, H, x, scale, k);
   EACH(i, ROWS) x[i] *= scale[i];
   sync();
 }

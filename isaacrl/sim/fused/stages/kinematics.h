@@ -10,18 +10,23 @@ enum { AXIS_HINGE = 0, AXIS_SLIDE = 1, AXIS_WORLD = 2, AXIS_BODY = 3 };  // what
 // Moves (pos, rot), a body's pose in its parent's frame, by joint j.
 FN void apply_joint(const World& w, Scratch& S, int j, vec3& pos, quat& rot) {
   int packed = jnt_packed(w)[j], type = packed & 3, adr = packed >> 2;
+  vec3 own_axis = jnt_axis(w, j), own_anchor = jnt_pos(w, j);
+#if OWN_QPOS0
+  real zero = qpos0(w)[adr];
+#else
+  real zero = jnt_zero(w)[j];
+#endif
   if (type == FREE) {  // the tree's origin is the body itself
     pos = v3(0, 0, 0), rot = normalized(q4(S.qpos + adr + 3));
     return;
   }
-  vec3 own_axis = v3(jnt_axis(w) + 3 * j), own_anchor = v3(jnt_pos(w) + 3 * j);
   vec3 axis = rotate(rot, own_axis), anchor = pos + rotate(rot, own_anchor);
   store(S.joint[j], axis), store(S.joint[j] + 4, anchor);
   if (type == SLIDE) {
-    pos = pos + (S.qpos[adr] - qpos0(w)[adr]) * axis;
+    pos = pos + (S.qpos[adr] - zero) * axis;
     return;
   }
-  quat turn = type == HINGE ? turn_by(own_axis, S.qpos[adr] - qpos0(w)[adr]) : normalized(q4(S.qpos + adr));
+  quat turn = type == HINGE ? turn_by(own_axis, S.qpos[adr] - zero) : normalized(q4(S.qpos + adr));
   rot = product(rot, turn);
   pos = anchor - rotate(rot, own_anchor);
 }
@@ -33,7 +38,7 @@ FN void kinematics(const World& w, Scratch& S) {
   MAP(b, NB) {
     words body = body_words(w, b);
     up[b] = body.c;
-    pos[b] = v3(body_pos(w) + 3 * b), rot[b] = q4(body_quat(w) + 4 * b);
+    pos[b] = body_pos(w, b), rot[b] = body_quat(w, b);
 #if NMOCAP
     int mocap = body_mocapid(w)[b];
     if (mocap >= 0) {

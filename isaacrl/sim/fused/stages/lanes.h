@@ -83,9 +83,17 @@ FN int item_or_last(int id, int n) { return n % LANES == 0 || id < n ? id : n - 
   ROLLED for (int i##_s = 0; i##_s < (n); i##_s += LANES)            \
     if (Item i{i##_s + lane_id(), 0}; true)
 
+// Fetches what is used later.
+FN void touch(const void* p) {
+  unsigned unused;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(unused) : "l"(p));
+}
 FN void sync() {
   if (LANES > 1) __syncwarp(group_mask());
 }
+// Where all worlds of a block come together, only so that they fetch the same instructions at the same time: a step has
+// more of them than the cache has room for. Worlds that have ended are not waited for.
+FN void meet() { __syncthreads(); }
 FN real across(real x) {
   UNROLL for (int m = LANES / 2; m; m >>= 1) x += __shfl_xor_sync(group_mask(), x, m, LANES);
   return x;
@@ -137,7 +145,9 @@ struct Per {
 #define EACH_OF(i, n, most) EACH(i, n)
 #define EACH_OF_MANY(i, n) EACH(i, n)
 #define BATCHES(i, n) for (Item i{0}; i.id < (n); i.id++)
+FN void touch(const void*) {}
 FN void sync() {}
+FN void meet() {}
 FN real across(real x) { return x; }
 FN void across(real&, real&, real&, real&) {}
 FN bool any(bool p) { return p; }

@@ -110,6 +110,20 @@ FN spatial cross_force(spatial v, spatial f) { return spatial{cross(v.rot, f.rot
 
 // Scratch rows of 8 reals: two aligned loads.
 FN four load4(const real* p) { return *(const four*)p; }
+// From the tables, which a CPU aligns for single reals only.
+#if GPU
+FN four fetch4(const real* p) { return load4(p); }
+#else
+FN four fetch4(const real* p) { return four{p[0], p[1], p[2], p[3]}; }
+#endif
+FN vec3 fetch_vec3(const real* p) {
+  four v = fetch4(p);
+  return v3(v.x, v.y, v.z);
+}
+FN quat fetch_quat(const real* p) {
+  four v = fetch4(p);
+  return quat{v.x, v.y, v.z, v.w};
+}
 FN void store4(real* p, real x, real y, real z, real w) { *(four*)p = four{x, y, z, w}; }
 FN spatial load_spatial(const real* p) {
   four a = load4(p), b = load4(p + 4);

@@ -14,9 +14,10 @@
 #define NH PADDED(NV)  // reals of a row of the Hessian
 #define NROW PADDED(NR)
 #define ROWS (NROW > LANES ? NROW : LANES)
+// Rows of M; those beyond NV are of the identity, for lanes without a dof.
+#define NMASS (NV > NR ? NV : ROWS > NV && NROW == NV ? NV + 1 : NROW)
 // Two columns of pivots, and what the loops of factor.h read beyond.
-#define AT_LEAST(a, b) ((a) > (b) ? (a) : (b))
-#define PIVOT (ROWS + AT_LEAST(AT_LEAST(ROWS, NROW + 8), 2 * NROW - 16))
+#define PIVOT (ROWS + (ROWS > NROW + 8 ? ROWS : NROW + 8))
 #define MATRIX 28                     // a packed 6 x 6 matrix (21), a spatial force (6), padding: no bank conflicts
 #define WRENCH 21                     // where the spatial force begins
 #define TRIANGLE (MAXDIM * (MAXDIM + 1) / 2)  // a packed symmetric matrix of a contact's rows
@@ -48,10 +49,11 @@ struct ALIGNED Scratch {
   real qpos[PADDED(NQ)];
   real qvel[PADDED(NV)];
   real warm[PADDED(NV)];              // the last acceleration
-  real force[AT_LEAST_ONE(2 * NU)];   // of each actuator, and its derivative by the velocity
+  real force[AT_LEAST_ONE(NU)];       // of each actuator
+  real drive[AT_LEAST_ONE(2 * NU)];   // on its dof, by dof, and the derivative by the velocity
   ALIGNED real pose[NB][8];           // position relative to the tree's origin (3), 0, orientation (4)
   ALIGNED real motion[NV][8];         // each dof's axis as a spatial motion (MuJoCo's cdof, about the reference point)
-  ALIGNED real mass[NV][NH];          // the joint-space inertia M
+  ALIGNED real mass[NMASS][NH];       // the joint-space inertia M
   ALIGNED real contact[AT_LEAST_ONE(NCON)][RECORD];
   ALIGNED real vector[NH];
   union {
@@ -69,7 +71,10 @@ struct ALIGNED Scratch {
     struct {  // the solver alone
       ALIGNED real row[AT_LEAST_ONE((NFAST + SPARE) * MAXDIM)][NH];  // J of the first contacts; see scratch_rows
       ALIGNED real extra[AT_LEAST_ONE(NV - NR)][NH];      // rows of the Hessian
-      ALIGNED real pivot[2][PIVOT];
+      union {
+        ALIGNED real pivot[2][PIVOT];                // of the elimination
+        real product[AT_LEAST_ONE(NCON * MAXDIM)];  // J x
+      };
     };
   };
   int failed;      // not 0: a target is not a number
@@ -112,7 +117,26 @@ struct ALIGNED_INT words {
 };
 FN words body_words(const World& w, int body) { return ((const words*)body_packed(w))[body]; }
 FN words dof_words(const World& w, int dof) { return ((const words*)dof_packed(w))[dof]; }
+// Of an actuator: flags, addresses in qpos and qvel, place in S.drive; of a dof: where its drives begin and end there,
+// and whether the joint limits their sum.
+FN words actuator_words(const World& w, int actuator) { return ((const words*)actuator_packed(w))[actuator]; }
+FN words drive_words(const World& w, int dof) { return ((const words*)dof_drive(w))[dof]; }
+enum { CTRL_LIMITED = 1, FORCE_LIMITED = 2, AFFINE_GAIN = 4, AFFINE_BIAS = 8 };
+// What the solver and the sensors must know of a pair of geoms.
+struct ALIGNED_INT Pair {
+  int PAIR_FIELDS;
+};
+FN Pair pair_of(const World& w, int pair) { return ((const Pair*)pair_int(w))[pair]; }
 FN int byte_of(int word, int k) { return (word >> (8 * k)) & 255; }
+
+// How stiff and how strongly damped a constraint is: K, B and MuJoCo's solimp (tables.py: _parameters), and one more.
+struct Parameters {
+  real K, B, d0, dmax, per_width, midpoint, power, extra;
+};
+FN Parameters parameters_at(const real* p) {
+  four a = fetch4(p), b = fetch4(p + 4);
+  return Parameters{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+}
 
 // J of contact k, [MAXDIM][NH], is in scratch memory. Most worlds have few contacts: only the first are kept there, the
 // others in a live array, and their turn in scratch memory is between fetch_rows and the next of them.

@@ -8,7 +8,7 @@ FN void centers_of_mass(const World& w, Scratch& S) {
   sync();
   EACH(b, NB) {
     real mass = body_mass(w)[b];
-    vec3 c = mass * (position_of(S, b) + rotate(orientation_of(S, b), v3(body_ipos(w) + 3 * b)));
+    vec3 c = mass * (position_of(S, b) + rotate(orientation_of(S, b), body_ipos(w, b)));
     S.sums[b][0] = mass, store(S.sums[b] + 1, c);
   }
   sum_over_subtrees(S, 4);
@@ -17,7 +17,7 @@ FN void centers_of_mass(const World& w, Scratch& S) {
 FN vec3 center_of_mass(const World& w, const Scratch& S, int body) {
   const real* s = S.sums[body];
   return s[0] > TINY ? (1 / s[0]) * v3(s + 1)
-                     : position_of(S, body) + rotate(orientation_of(S, body), v3(body_ipos(w) + 3 * body));
+                     : position_of(S, body) + rotate(orientation_of(S, body), body_ipos(w, body));
 }
 
 FN void write_matrix(real* out, quat q) {
@@ -35,8 +35,8 @@ FN void write_bodies(const World& w, Scratch& S) {
     if (xpos) store(xpos + 3 * b, p);
     if (xquat) xquat[4 * b] = q.w, store(xquat + 4 * b + 1, v3(q.x, q.y, q.z));
     if (xmat) write_matrix(xmat + 9 * b, q);
-    if (xipos) store(xipos + 3 * b, p + rotate(q, v3(body_ipos(w) + 3 * b)));
-    if (ximat) write_matrix(ximat + 9 * b, product(q, q4(body_iquat(w) + 4 * b)));
+    if (xipos) store(xipos + 3 * b, p + rotate(q, body_ipos(w, b)));
+    if (ximat) write_matrix(ximat + 9 * b, product(q, body_iquat(w, b)));
   }
 }
 
@@ -46,8 +46,8 @@ FN void write_geoms_and_sites(const World& w, Scratch& S) {
     EACH_OF_MANY(g, NGEOM) {
       int b = geom_bodyid(w)[g];
       quat q = orientation_of(S, b);
-      if (pos) store(pos + 3 * g, origin_of(w, S, b) + position_of(S, b) + rotate(q, v3(geom_pos(w) + 3 * g)));
-      if (mat) write_matrix(mat + 9 * g, product(q, q4(geom_quat(w) + 4 * g)));
+      if (pos) store(pos + 3 * g, origin_of(w, S, b) + position_of(S, b) + rotate(q, geom_pos(w, g)));
+      if (mat) write_matrix(mat + 9 * g, product(q, geom_quat(w, g)));
     }
   }
   pos = live<real>(w, A_SITE_XPOS, 3 * NSITE), mat = live<real>(w, A_SITE_XMAT, 9 * NSITE);
@@ -55,8 +55,8 @@ FN void write_geoms_and_sites(const World& w, Scratch& S) {
     EACH_OF_MANY(s, NSITE) {
       int b = site_bodyid(w)[s];
       quat q = orientation_of(S, b);
-      if (pos) store(pos + 3 * s, origin_of(w, S, b) + position_of(S, b) + rotate(q, v3(site_pos(w) + 3 * s)));
-      if (mat) write_matrix(mat + 9 * s, product(q, q4(site_quat(w) + 4 * s)));
+      if (pos) store(pos + 3 * s, origin_of(w, S, b) + position_of(S, b) + rotate(q, site_pos(w, s)));
+      if (mat) write_matrix(mat + 9 * s, product(q, site_quat(w, s)));
     }
   }
 }
@@ -81,8 +81,8 @@ FN void write_actuators(const World& w, Scratch& S) {
   if (len || vel) {
     EACH_OF_MANY(u, NU) {
       real gear = actuator_gear(w)[6 * u];
-      if (len) len[u] = gear * S.qpos[actuator_qpos(w)[u]];
-      if (vel) vel[u] = gear * S.qvel[actuator_dof(w)[u]];
+      if (len) len[u] = gear * S.qpos[actuator_words(w, u).b];
+      if (vel) vel[u] = gear * S.qvel[actuator_words(w, u).c];
     }
   }
 #endif

@@ -11,9 +11,9 @@ struct Frame {
 };
 FN Frame frame_of(const World& w, const Scratch& S, int type, int id) {
   Frame f = {id, v3(0, 0, 0), quat{1, 0, 0, 0}};
-  if (type == OF_INERTIA) f.pos = v3(body_ipos(w) + 3 * id), f.rot = q4(body_iquat(w) + 4 * id);
-  if (type == OF_GEOM) f = Frame{geom_bodyid(w)[id], v3(geom_pos(w) + 3 * id), q4(geom_quat(w) + 4 * id)};
-  if (type == OF_SITE) f = Frame{site_bodyid(w)[id], v3(site_pos(w) + 3 * id), q4(site_quat(w) + 4 * id)};
+  if (type == OF_INERTIA) f.pos = body_ipos(w, id), f.rot = body_iquat(w, id);
+  if (type == OF_GEOM) f = Frame{geom_bodyid(w)[id], geom_pos(w, id), geom_quat(w, id)};
+  if (type == OF_SITE) f = Frame{site_bodyid(w)[id], site_pos(w, id), site_quat(w, id)};
   quat rot = orientation_of(S, f.body);
   f.pos = position_of(S, f.body) + rotate(rot, f.pos), f.rot = product(rot, f.rot);
   return f;
@@ -70,8 +70,8 @@ FN vec3 center_in_world(const World& w, const Scratch& S, int body) {
   if (body) return origin_of(w, S, body) + center_of_mass(w, S, body);
   real mass = 0;
   vec3 c = v3(0, 0, 0);
-  ROLLED for (int b = 1; b < NB; b++) {
-    if (BODY_PARENT[b]) continue;
+  UNROLL for (int b = 1; b < NB; b++) {
+    if (BODY_PARENT[b]) continue;  // known when the kernel is compiled
     const real* s = S.sums[b];
     mass += s[0], c = c + s[0] * origin_of(w, S, b) + v3(s + 1);
   }
@@ -230,12 +230,12 @@ FN real sense_touch(const World& w, const Scratch& S, const int* s, int ncon) {
   real sum = 0;
   ROLLED for (int k = 0; k < ncon; k++) {
     const real* c = S.contact[k];
-    const int* q = pair_int(w) + PAIR_INTS * (int)c[C_PAIR];
+    Pair q = pair_of(w, (int)c[C_PAIR]);
     real force = c[C_PUSH + 3];
-    if ((q[P_BODY_A] != f.body && q[P_BODY_B] != f.body) || !(force > 0)) continue;
+    if ((q.body_a != f.body && q.body_b != f.body) || !(force > 0)) continue;
     int body = (int)c[C_BODY];
     vec3 p = v3(c + C_POS) + reference_of(w, S, body) + (origin_of(w, S, body) - origin_of(w, S, f.body)) - f.pos;
-    vec3 d = (q[P_BODY_B] == f.body ? R(-1) : R(1)) * v3(c + C_NORMAL);
+    vec3 d = (q.body_b == f.body ? R(-1) : R(1)) * v3(c + C_NORMAL);
     quat turn = conjugate(f.rot);
     if (meets(s[2], rotate(turn, p), rotate(turn, d), touch_size(w) + 3 * s[3])) sum += force;
   }
@@ -247,12 +247,9 @@ FN real sense_touch(const World& w, const Scratch& S, const int* s, int ncon) {
 // What the actuators do to a dof, within the joint's limit (as qfrc_actuator).
 FN real drive_of(const World& w, const Scratch& S, int dof) {
   real f = 0;
-  int first = dof_first_actuator(w)[dof], number = dof_num_actuators(w)[dof];
-  ROLLED for (int k = first; k < first + number; k++) {
-    int u = actuator_by_dof(w)[k];
-    f += actuator_gear(w)[6 * u] * S.force[u];
-  }
-  return dof_forcelimited(w)[dof] ? clamp_to(f, dof_forcerange(w)[2 * dof], dof_forcerange(w)[2 * dof + 1]) : f;
+  words drive = drive_words(w, dof);
+  ROLLED for (int k = drive.a; k < drive.b; k++) f += S.drive[k];
+  return drive.c ? clamp_to(f, dof_forcerange(w)[2 * dof], dof_forcerange(w)[2 * dof + 1]) : f;
 }
 #endif
 

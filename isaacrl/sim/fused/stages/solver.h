@@ -152,9 +152,10 @@ FN void begin(const World& w, Scratch& S, Problem& P) {
   int nefc = 0;
   ROLLED for (int k = 0; k < P.ncon; k++) write_rows(w, S, k);
   sync();
+  motion_of_contacts(w, S, P.ncon, S.qvel, P.x);
   EACH_OF(c, P.ncon, NCON) {
     nefc += rows_of(S.contact[c]);
-    Rows a = reference_acceleration(w, S, c);
+    Rows a = reference_acceleration(S.contact[c], P.x[c]);
     UNROLL for (int k = 0; k < MAXDIM; k++) P.x[c].v[k] = -a.v[k];
   }
   EACH(i, NV) {
@@ -171,16 +172,13 @@ FN void begin(const World& w, Scratch& S, Problem& P) {
 FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& acceleration) {
   Per<int, NCON> zone;
   Per<int, NV> dof_zone;
-  Per<real, NV> x, residual;
+  Per<real, NV> x, residual, diagonal;
   bool finishing = false;
   P.iterations = 0;
   sync();
   ROLLED for (;;) {
     real cost = 0;  // this lane's part of that of the constraints
     Per<Row, ROWS> H;
-    if (ROWS > NR) {  // of lanes without a dof: rows of the identity
-      EACH(i, ROWS) UNROLL for (int q = 0; q < NROW; q++) H[i].v[q] = i == q ? R(1) : R(0);
-    }
     ROLLED for (;;) {  // at most twice: the gradient may say that this was the minimum
       if (finishing && !IMPLICIT) break;
       if (!finishing) {
@@ -198,18 +196,18 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
         else h = -TIMESTEP * P.slope[i];
         x[i] = finishing ? P.Ma[i] : P.force[i] + f - P.Ma[i];
         cost += s;
-        const real* M = S.mass[i];
-        if (i < NR) {
-          UNROLL for (int q = 0; q < NROW; q += 4) {
-            four m = load4(M + q);
-            H[i].v[q] = m.x, H[i].v[q + 1] = m.y, H[i].v[q + 2] = m.z, H[i].v[q + 3] = m.w;
-          }
-          UNROLL for (int j = 0; j < NR; j++) if (i == j) H[i].v[j] += h;
-        } else {
-          UNROLL for (int q = 0; q < NH; q += 4) *(four*)(S.extra[i - NR] + q) = load4(M + q);
-          S.extra[i - NR][i] += h;
+        diagonal[i] = S.mass[i][i];
+        S.mass[i][i] += h;  // until the row is copied
+        if (i >= NR) UNROLL for (int q = 0; q < NH; q += 4) *(four*)(S.extra[i - NR] + q) = load4(S.mass[i] + q);
+      }
+      EACH(i, ROWS) {
+        const real* M = S.mass[i < NMASS ? i : NMASS - 1];
+        UNROLL for (int q = 0; q < NROW; q += 4) {
+          four m = load4(M + q);
+          H[i].v[q] = m.x, H[i].v[q + 1] = m.y, H[i].v[q + 2] = m.z, H[i].v[q + 3] = m.w;
         }
       }
+      EACH(i, NV) S.mass[i][i] = diagonal[i];
       if (finishing) break;
       if (EXTRA) sync();
       add_contacts(w, S, P.ncon, H, x);
@@ -230,7 +228,7 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
       sync();
       EACH(i, NV) S.vector[i] = x[i];  // not MAP: lanes without a dof have no x of the last one
       sync();
-      EACH_OF(c, P.ncon, NCON) jv[c] = motion_of(w, S, c, S.vector);
+      motion_of_contacts(w, S, P.ncon, S.vector, jv);
       MAP(i, NV) Mx[i] = row_dot(S.mass[i], S.vector);
       MARK(S, 5);
       bool exact;

@@ -15,6 +15,7 @@ FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
     EACH(one, 1) S.overflowed = 1;
   }
   MARK(S, 2);
+  meet();
   inertia_and_bias(w, S);
   MARK(S, 3);
   smooth_forces(w, S, last, P.force, P.slope);
@@ -22,6 +23,7 @@ FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
   begin(w, S, P);
   MARK(S, 4);
   newton(w, S, P, acceleration);
+  meet();
   if (last) write_force_outputs(w, S, P);
 #if SPINNING
   free_accelerations(w, S, P, acceleration);
@@ -34,9 +36,15 @@ FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
 FN void load_state(const World& w, Scratch& S) {
   const real *qpos = live<const real>(w, A_QPOS, NQ), *qvel = live<const real>(w, A_QVEL, NV);
   EACH(one, 1) S.failed = S.overflowed = 0;
-  EACH_OF_MANY(i, NQ) S.qpos[i] = qpos[i];
-  EACH_OF_MANY(i, NV) S.qvel[i] = qvel[i];
+  Per<real, NQ> q;
+  Per<real, NV> v;
+  EACH(i, NQ) q[i] = qpos[i];
+  EACH(i, NV) v[i] = qvel[i];
+  EACH(i, NQ) S.qpos[i] = q[i];
+  EACH(i, NV) S.qvel[i] = v[i];
   EACH(i, NH - NV) S.qvel[NV + i] = S.vector[NV + i] = 0;  // rows are padded with zeros
+  EACH_OF_MANY(u, NU) touch(live<const real>(w, A_TARGET, NU) + u);  // of later
+  EACH(one, 1) touch(live<const real>(w, A_TIME, 1));
   sync();
 }
 FN void store_state(const World& w, const Scratch& S) {
@@ -62,8 +70,9 @@ RARE void start_anew(World w, Scratch& S) {
     int k = body_mocapid(w)[b];
     if (k < 0) continue;
     real *pos = live<real>(w, A_MOCAP_POS, 3 * NMOCAP), *rot = live<real>(w, A_MOCAP_QUAT, 4 * NMOCAP);
-    UNROLL for (int e = 0; e < 3; e++) pos[3 * k + e] = body_pos(w)[3 * b + e];
-    UNROLL for (int e = 0; e < 4; e++) rot[4 * k + e] = body_quat(w)[4 * b + e];
+    quat q = body_quat(w, b);
+    store(pos + 3 * k, body_pos(w, b));
+    rot[4 * k] = q.w, store(rot + 4 * k + 1, v3(q.x, q.y, q.z));
   }
 #endif
   const int zeroed[] = {A_CTRL, NU, A_QFRC_APPLIED, NV, A_XFRC, 6 * NB, A_QACC, NV, A_QFRC_CONSTRAINT, NV, A_QFRC_SMOOTH, NV,
@@ -106,8 +115,9 @@ FN void step_world(const World& w, Scratch& S, int substeps) {
       MARK(S, 10);
     }
     if (k == substeps && !w.arrays[A_ANY_POSITION]) break;
+    meet();
     kinematics(w, S);
-    if (k == substeps && !w.arrays[A_ANY_VELOCITY]) break;
+      if (k == substeps && !w.arrays[A_ANY_VELOCITY]) break;
     MAP(i, NV) store_spatial(S.chain[i], S.qvel[i] * axis_of(S, i));
     sum_along_chains(w, S);
     MARK(S, 1);
