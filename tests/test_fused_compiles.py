@@ -24,12 +24,9 @@ def test_the_kernel_compiles_for_a_gpu(name, tmp_path):
         tolerance=1e-6,
         fast_contacts=FAST_CONTACTS,
     )
-    fitting = layout.fitting(t.sizes, lanes_of(scene.model))
-    assert fitting
-    t.sizes["LANES"], block = fitting
-    lanes = fitting[0]
-    resident = layout.resident(warps_of(scene.model), lanes, block, 1 << 20, 132)
-    scratch = layout.scratch_bytes(t.sizes, lanes) * block // lanes
-    k = kernel.build(t, block=block, resident=resident, scratch=scratch)
+    plan = layout.plan(t.sizes, lanes_of(scene.model), warps_of(scene.model))
+    assert plan
+    t.sizes["LANES"], t.sizes["NFAST"] = plan.lanes, plan.fast
+    k = kernel.build(t, block=plan.block, resident=plan.resident, scratch=plan.scratch)
     wp.compile_aot_module(k.module, arch=90, module_dir=tmp_path, use_ptx=False)
     assert list(tmp_path.glob("*.cubin"))

@@ -61,13 +61,31 @@ def test_every_small_model_fits_a_block_of_some_size(name):
 def test_fewer_worlds_share_a_block_where_they_are_large():
     model = pebbles(4)
     found = [layout.fitting(sizes_of(model, 4, n), 4) for n in (8, 30, 60, 100, 300, 3000)]
-    assert found == [(4, 64), (4, 32), (8, 32), (16, 32), (32, 32), None]
+    assert found == [(4, 128), (4, 32), (8, 32), (8, 32), (32, 32), None]
+
+
+def test_worlds_fill_a_gpu_evenly_and_leave_room_for_each_other():
+    model = pebbles(4)
+    sizes = sizes_of(model, 16, 22)
+
+    def blocks(worlds, warps=24):
+        found = layout.plan(sizes, 16, warps, worlds, processors=100)
+        assert found and found.lanes == 16
+        assert found.resident * (found.scratch + 1024) <= layout.MULTIPROCESSOR or found.fast == layout.LEAST_FAST
+        return found.block, found.resident, found.fast
+
+    assert blocks(8 * 100 * 60)[:2] == (128, 6)  # far more than the GPU has room for
+    assert blocks(8 * 100 * 5)[:2] == (128, 5)  # 6 would leave places empty
+    assert blocks(8 * 100 * 10)[:2] == (128, 5)  # twice
+    assert blocks(100)[0] == 32  # a multiprocessor for each
+    few, many = blocks(10**6, 16)[2], blocks(10**6, 32)[2]
+    assert layout.LEAST_FAST <= many < few <= FAST_CONTACTS
 
 
 def test_a_world_that_is_too_large_is_refused_in_one_line():
     model, cfg = pebbles(4), SimConfig(engine="warp", nconmax=3000)
     (said,) = uncovered(model, nconmax=3000)
-    assert re.fullmatch(r"5 bodies with room for 3000 contacts \(33\d kB a world, at most 48\)", said)
+    assert re.fullmatch(r"5 bodies with room for 3000 contacts \(36\d kB a world, at most 64\)", said)
     assert uncovered(model) == []
     with pytest.raises(UserError, match=re.escape(f"sim.engine: engine warp does not cover {said}")):
         sim.build(model, 1, "cpu", cfg, Actuation.direct(0))

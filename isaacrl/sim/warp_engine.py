@@ -27,7 +27,7 @@ _VELOCITIES = ("cvel", "subtree_com", "actuator_velocity")
 _FIELDS = (*STATE_FIELDS, "solver_niter", *(f for f in (*tables.STATE_OUTPUTS, *tables.FORCE_OUTPUTS) if f != "niter"))
 _COUNTS = ("ncon", "nefc", "niter")
 _SMALL = tuple(f for f in tables.FORCE_OUTPUTS if f != "sensordata")
-FAST_CONTACTS = 8  # of a world, whose rows are in scratch memory; measured
+FAST_CONTACTS = 8  # of a world at most, whose rows are in scratch memory; measured
 LEAST_TOLERANCE = 1e-6  # of the solver: below, float32 has nothing left to gain (mujoco-warp has the same bound)
 
 
@@ -127,15 +127,14 @@ class WarpEngine:
             delays=0 if line is None else len(line),
             randomized=frozenset(self._own),
         )
-        self._rows = self._new(self._tables.row_columns)
-        self._tables.sizes["PROFILE"] = int(profile)
-        found = layout.fitting(self._tables.sizes, lanes_of(self.model))
-        assert found, "see uncovered"
-        self._tables.sizes["LANES"], self._block = lanes, block = found
+        sizes = self._tables.sizes
+        sizes["PROFILE"] = int(profile)
         processors = wp.get_device(self.device).sm_count if self._on_gpu else 1
-        resident = layout.resident(warps_of(self.model), lanes, block, self.num_envs, processors)
-        scratch = layout.scratch_bytes(self._tables.sizes, lanes) * block // lanes
-        self._kernel = kernel.build(self._tables, block=block, resident=resident, scratch=scratch)
+        plan = layout.plan(sizes, lanes_of(self.model), warps_of(self.model), self.num_envs, processors)
+        assert plan, "see uncovered"
+        sizes["LANES"], sizes["NFAST"], self._block = plan.lanes, plan.fast, plan.block
+        self._rows = self._new(self._tables.row_columns)
+        self._kernel = kernel.build(self._tables, block=plan.block, resident=plan.resident, scratch=plan.scratch)
         self._names = self._tables.arrays()
         reals, ints = self._tables.blobs(np.float32)
         with self._launcher.stream():

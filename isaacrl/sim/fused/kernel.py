@@ -77,8 +77,8 @@ def build(
     """A Warp kernel (worlds, substeps, params, tables, arrays); on a GPU it takes lanes threads a world.
 
     double: in float64, for validation on a CPU. block: threads of a block; resident: how many of them a multiprocessor
-    shall have room for, which bounds the registers. scratch: bytes of shared memory a block (on a GPU). backwards: items
-    in reverse order (on a CPU).
+    shall have room for, which bounds the registers. scratch: bytes of shared memory a block (on a GPU). backwards:
+    items in reverse order (on a CPU).
     """
     real: Any = wp.float64 if double else wp.float32
     snippet = _SNIPPET.format(

@@ -3,8 +3,8 @@
 `scratch_bytes` is sizeof(Scratch) in stages/model.h, in float32; a test compares the two.
 """
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import mujoco
 
@@ -13,6 +13,9 @@ from isaacrl.sim.fused import tables
 from isaacrl.sim.fused.kernel import BLOCK
 
 SHARED = 64 * 1024  # bytes of shared memory that every GPU since 2018 gives a block
+MULTIPROCESSOR = 228 * 1024  # bytes that a multiprocessor of an H100 or H200 has for all blocks; others hold fewer
+LEAST_FAST = 4
+_RESERVED = 1024 + 4 * BLOCK  # of these, a block: CUDA's own, and a counter that Warp keeps for each thread
 _WARP = 32
 
 
@@ -20,7 +23,7 @@ def scratch_bytes(sizes: Mapping[str, int | float | str], lanes: int) -> int:
     """Bytes of scratch memory a world, from the macros of `tables.Tables.sizes`."""
     nq, nv, nu, bodies, joints = (int(sizes[k]) for k in ("NQ", "NV", "NU", "NB", "NJ"))
     contacts, fast, dim = (int(sizes[k]) for k in ("NCON", "NFAST", "MAXDIM"))
-    row = _fours(nv)  # NH
+    row = tables.stride(nv)
     held = nv if nv <= lanes or nv > lanes + 6 else lanes  # NR
     square = _fours(held)  # NROW
     rows = max(square, lanes)  # ROWS
@@ -31,7 +34,7 @@ def scratch_bytes(sizes: Mapping[str, int | float | str], lanes: int) -> int:
     fast += contacts > fast  # a place for those that are not kept
     solver = (max(1, fast * dim) + max(1, nv - held)) * row
     solver += max(2 * (rows + max(rows, square + 8)), _fours(max(1, contacts * dim)))
-    words = _fours(nq) + 2 * row + _fours(max(1, nu) + max(1, 2 * nu)) + 8 * bodies + 8 * nv + mass * row
+    words = _fours(nq) + 2 * _fours(nv) + _fours(max(1, nu) + max(1, 2 * nu)) + 8 * bodies + 8 * nv + mass * row
     words += max(1, contacts) * record + row + max(8 * nv + inner, solver)
     words += 20 if sizes["PROFILE"] else 4  # with the flags and clocks at the end
     return 4 * words
@@ -48,18 +51,46 @@ def fitting(sizes: Mapping[str, int | float | str], lanes: int) -> tuple[int, in
         lanes *= 2
 
 
-def resident(warps: int, lanes: int, block: int, worlds: int, processors: int) -> int:
-    """Blocks that a multiprocessor shall have room for, at most `warps` warps in all.
+@dataclass(frozen=True)
+class Plan:
+    """How the worlds lie on a GPU."""
 
-    Where the worlds fill all multiprocessors but a few times, no more than what fills them evenly: the last blocks would
-    have them to themselves.
+    lanes: int  # of a world
+    block: int  # threads of a block
+    resident: int  # blocks that a multiprocessor shall have room for
+    fast: int  # contacts of a world whose rows are in scratch memory
+    scratch: int  # bytes a block
+
+
+def plan(
+    sizes: Mapping[str, int | float | str], lanes: int, warps: int, worlds: int = 1 << 20, processors: int = 132
+) -> Plan | None:
+    """The best of what fits (see `fitting`), with up to `warps` warps on each of the GPU's multiprocessors.
+
+    Where the worlds fill the multiprocessors but a few times, it is what fills them evenly, as the last few blocks
+    would take as long as all others. Where scratch memory would not let as many blocks be there, it has the rows of
+    fewer contacts, at least LEAST_FAST.
     """
-    best = most = max(1, warps * _WARP // block)
-    if worlds < 3 * processors * most * block // lanes:
-        def time(blocks: int) -> int:
-            return blocks * math.ceil(worlds * lanes / (processors * blocks * block))
-        best = min(range(most, 2 * most // 3, -1), key=time)
-    return best
+    found = fitting(sizes, lanes)
+    if not found:
+        return None
+    lanes, block = found
+    while block > _WARP and worlds * lanes < processors * block:
+        block //= 2
+    blocks, most = -(-worlds * lanes // block), max(1, warps * _WARP // block)
+    resident = most
+    if blocks < 3 * processors * most:
+        resident = min(range(most, 2 * most // 3, -1), key=lambda n: n * -(-blocks // (processors * n)))
+    chosen = int(sizes["NFAST"])
+    for fast in range(chosen, min(chosen, LEAST_FAST) - 1, -1):
+        if resident * (_used(sizes, lanes, block, fast) + _RESERVED) <= MULTIPROCESSOR:
+            chosen = fast
+            break
+    return Plan(lanes, block, resident, chosen, _used(sizes, lanes, block, chosen))
+
+
+def _used(sizes: Mapping[str, int | float | str], lanes: int, block: int, fast: int) -> int:
+    return scratch_bytes({**sizes, "NFAST": fast}, lanes) * block // lanes
 
 
 def uncovered(model: mujoco.MjModel, nconmax: int, fast_contacts: int) -> list[str]:

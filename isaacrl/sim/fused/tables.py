@@ -105,7 +105,7 @@ class Tables:
     def row_columns(self) -> int:
         """Reals a world of the live array `rows`."""
         s = self.sizes
-        return (int(s["NCON"]) - int(s["NFAST"])) * int(s["MAXDIM"]) * _padded(int(s["NV"]))
+        return (int(s["NCON"]) - int(s["NFAST"])) * int(s["MAXDIM"]) * stride(int(s["NV"]))
 
     def arrays(self) -> list[str]:
         """Names of all live arrays in the order of the kernel's table of addresses."""
@@ -370,6 +370,8 @@ def _collision(m: mujoco.MjModel, pairs: list[Pair], sizes: dict, reals: dict, i
     reals["pair_real"], ints["pair_int"] = np.array(rows).reshape(-1, PAIR_REALS), np.array(numbers, int)
     ints["pair_shapes"] = np.array([row[1] | row[2] << 16 for row in numbers], int)  # again, for the broad phase
     reals["pair_reach"] = np.array([row[7] for row in rows])
+    if len(reaches := set(reals["pair_reach"].tolist())) == 1:
+        sizes["REACH"] = float(reaches.pop())
     ints["plane_item"] = np.array(items, int)
     have = {kind(p)[0] for p in pairs}
     sizes |= {f"HAS_{name}": int(name in have) for name in names}
@@ -462,6 +464,11 @@ def _words(mask: int) -> tuple[int, int]:
 
 def _literal(value: int | float | str) -> str:
     return f"R({value!r})" if isinstance(value, float) else str(value)
+
+
+def stride(nv: int) -> int:
+    """Reals from row to row of matrices [nv, nv], NH of stages/model.h."""
+    return _padded(nv) if _padded(nv) % 8 else _padded(nv) + 4
 
 
 def _padded(size: int) -> int:

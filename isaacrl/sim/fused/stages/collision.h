@@ -75,13 +75,22 @@ FN void seen_from_body(const World& w, const Scratch& S, const Pair& q, Shape& a
   reference = reference_of(w, S, q.body);
 }
 
+// At most how far apart the surfaces of a pair are when there is a contact.
+FN real reach_of(const World& w, int pair) {
+#ifdef REACH
+  return REACH;  // of all pairs
+#else
+  return pair_reach(w)[pair];
+#endif
+}
+
 FN bool try_contact(const World& w, const Scratch& S, int pair, int k, Hit& hit, vec3& pos) {
   Pair q = pair_of(w, pair);
   if (k >= POSSIBLE(q.kind)) return false;
   Shape a = shape_of(w, S, q.shape_a), b = shape_of(w, S, q.shape_b);
   vec3 reference;
   seen_from_body(w, S, q, a, b, reference);
-  bool found = touch(q.kind, k, a, b, pair_reach(w)[pair], hit);
+  bool found = touch(q.kind, k, a, b, reach_of(w, pair), hit);
   pos = hit.pos - reference;
   return found;
 }
@@ -95,7 +104,7 @@ FN bool near(const World& w, const Scratch& S, int pair) {
   Pair q = pair_of(w, pair);
   d = d + (origin_of(w, S, q.body_a) - origin_of(w, S, q.body_b));
 #endif
-  real r = a.w + b.w + pair_reach(w)[pair];
+  real r = a.w + b.w + reach_of(w, pair);
   return dot(d, d) <= r * r;
 }
 
@@ -107,7 +116,7 @@ FN int collide(const World& w, Scratch& S) {
   // What to try: each possible contact of a pair with a plane, and of the other pairs that are near each other.
   int items = NPLANE_ITEMS;
 #if NPAIR
-  BATCHES(i, NPAIR) {
+  SMALL_BATCHES(i, NPAIR) {
     bool found = i < NPAIR && near(w, S, FIRST_PAIR + i);
     int place = append(found, items);
     if (found) S.candidate[place - NPLANE_ITEMS] = FIRST_PAIR + i;

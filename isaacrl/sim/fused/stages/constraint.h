@@ -51,10 +51,10 @@ FN void write_rows(const World& w, Scratch& S, int k) {
 }
 
 FN real dot4(four a, four b) { return a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w); }
-// a . b over the dofs; rows of NH reals, of which those beyond NV are 0.
+// a . b over the dofs.
 FN real row_dot(const real* a, const real* b) {
   real s = 0;
-  UNROLL for (int q = 0; q < NH; q += 4) s += dot4(load4(a + q), load4(b + q));
+  UNROLL for (int q = 0; q < COLUMNS; q += 4) s += dot4(load4(a + q), load4(b + q));
   return s;
 }
 // J x of all contacts: a lane works on a row, then takes what its contact has.

@@ -137,8 +137,8 @@ FN void inertia_and_bias(const World& w, Scratch& S) {
 // axis_i for j above i, and the armature; MuJoCo: mj_crb).
 FN void mass_matrix(const World& w, Scratch& S) {
   EACH(i, NMASS) {
-    UNROLL for (int q = 0; q < NH; q += 4) store4(S.mass[i] + q, 0, 0, 0, 0);
-    if (i >= NV && i < NH) S.mass[i][i] = 1;
+    UNROLL for (int q = 0; q < COLUMNS; q += 4) store4(S.mass[i] + q, 0, 0, 0, 0);
+    if (i >= NV && i < COLUMNS) S.mass[i][i] = 1;
   }
   sync();
   MAP(i, NV) {

@@ -82,6 +82,10 @@ FN int item_or_last(int id, int n) { return n % LANES == 0 || id < n ? id : n - 
 #define BATCHES(i, n)                                                \
   ROLLED for (int i##_s = 0; i##_s < (n); i##_s += LANES)            \
     if (Item i{i##_s + lane_id(), 0}; true)
+// The same for blocks of little code, of which a few overlap.
+#define SMALL_BATCHES(i, n)                                          \
+  _Pragma("unroll 4") for (int i##_s = 0; i##_s < (n); i##_s += LANES) \
+    if (Item i{i##_s + lane_id(), 0}; true)
 
 // Fetches what is used later.
 FN void touch(const void* p) {
@@ -145,6 +149,7 @@ struct Per {
 #define EACH_OF(i, n, most) EACH(i, n)
 #define EACH_OF_MANY(i, n) EACH(i, n)
 #define BATCHES(i, n) for (Item i{0}; i.id < (n); i.id++)
+#define SMALL_BATCHES(i, n) BATCHES(i, n)
 FN void touch(const void*) {}
 FN void sync() {}
 FN void meet() {}

@@ -11,8 +11,9 @@
 // Rows of the Hessian that lanes hold in registers; a few that do not fit stay in scratch memory, rather than giving
 // every lane a second row.
 #define NR (NV <= LANES || NV > LANES + 6 ? NV : LANES)
-#define NH PADDED(NV)  // reals of a row of the Hessian
 #define NROW PADDED(NR)
+#define COLUMNS PADDED(NV)  // of a row of the Hessian; those from NV on are 0
+#define NH (COLUMNS + (COLUMNS % 8 ? 0 : 4))  // reals from row to row: lanes that read one each use all memory banks
 #define ROWS (NROW > LANES ? NROW : LANES)
 // Rows of M; those beyond NV are of the identity, for lanes without a dof.
 #define NMASS (NV > NR ? NV : ROWS > NV && NROW == NV ? NV + 1 : NROW)

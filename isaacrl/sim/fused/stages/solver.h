@@ -198,7 +198,7 @@ FN void newton(const World& w, Scratch& S, Problem& P, Per<real, NV>& accelerati
         cost += s;
         diagonal[i] = S.mass[i][i];
         S.mass[i][i] += h;  // until the row is copied
-        if (i >= NR) UNROLL for (int q = 0; q < NH; q += 4) *(four*)(S.extra[i - NR] + q) = load4(S.mass[i] + q);
+        if (i >= NR) UNROLL for (int q = 0; q < COLUMNS; q += 4) *(four*)(S.extra[i - NR] + q) = load4(S.mass[i] + q);
       }
       EACH(i, ROWS) {
         const real* M = S.mass[i < NMASS ? i : NMASS - 1];

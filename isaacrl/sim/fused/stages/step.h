@@ -42,7 +42,7 @@ FN void load_state(const World& w, Scratch& S) {
   EACH(i, NV) v[i] = qvel[i];
   EACH(i, NQ) S.qpos[i] = q[i];
   EACH(i, NV) S.qvel[i] = v[i];
-  EACH(i, NH - NV) S.qvel[NV + i] = S.vector[NV + i] = 0;  // rows are padded with zeros
+  EACH(i, COLUMNS - NV) S.qvel[NV + i] = S.vector[NV + i] = 0;  // rows are padded with zeros
   EACH_OF_MANY(u, NU) touch(live<const real>(w, A_TARGET, NU) + u);  // of later
   EACH(one, 1) touch(live<const real>(w, A_TIME, 1));
   sync();
