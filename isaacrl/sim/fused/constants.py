@@ -31,6 +31,8 @@ class Constants:
         m = model
         self.fields = tuple(f for f in FIELDS if f in set(fields))
         self.device = device
+        if device != "cpu":
+            torch.cuda.current_blas_handle()  # cannot be made while a caller's graph is captured
         self.shared = {f: self._real(getattr(m, f))[None] for f in FIELDS}
         self._frames(m)
         self._dofs(m)

@@ -70,6 +70,7 @@ FN void motion_of_contacts(const World& w, Scratch& S, int ncon, const real* x, 
   }
   sync();
   EACH_OF(c, ncon, NCON) UNROLL for (int j = 0; j < MAXDIM; j++) motion[c].v[j] = S.product[c * MAXDIM + j];
+  sync();  // pivots take its place
 }
 
 FN real friction_of(const real* c, int row) {
