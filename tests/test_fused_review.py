@@ -74,7 +74,8 @@ def test_worlds_fill_a_gpu_evenly():
 
     assert blocks(8 * 100 * 60) == (128, 6)  # far more than the GPU has room for
     assert blocks(8 * 100 * 5) == blocks(8 * 100 * 10) == (128, 5)  # 6 would leave places empty
-    assert blocks(100)[0] == 32  # a multiprocessor for each
+    assert blocks(400)[0] == 64  # one for each multiprocessor
+    assert blocks(10) == (128, 6)
 
 
 def test_worlds_leave_room_for_each_other():

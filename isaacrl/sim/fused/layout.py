@@ -68,18 +68,18 @@ def plan(
     """The best of what fits (see `fitting`), with up to `warps` warps on each of the GPU's multiprocessors.
 
     Where the worlds fill the multiprocessors but a few times, it is what fills them evenly, as the last few blocks
-    would take as long as all others. Where scratch memory would not let as many blocks be there, it has the rows of
-    fewer contacts, at least LEAST_FAST.
+    would take as long as all others. Fewer worlds than that get what many get, and with it the same kernel. Where
+    scratch memory would not let as many blocks be there, it has the rows of fewer contacts, at least LEAST_FAST.
     """
     found = fitting(sizes, lanes)
     if not found:
         return None
     lanes, block = found
-    while block > _WARP and worlds * lanes < processors * block:
-        block //= 2
+    while block > _WARP and processors * _WARP <= worlds * lanes < processors * block:
+        block //= 2  # a multiprocessor without a block would be idle
     blocks, most = -(-worlds * lanes // block), max(1, warps * _WARP // block)
     resident = most
-    if blocks < 3 * processors * most:
+    if processors <= blocks < 3 * processors * most:
         resident = min(range(most, 2 * most // 3, -1), key=lambda n: n * -(-blocks // (processors * n)))
     chosen = int(sizes["NFAST"])
     for fast in range(chosen, min(chosen, LEAST_FAST) - 1, -1):
