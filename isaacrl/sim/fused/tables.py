@@ -6,7 +6,6 @@ made. A table that differs between worlds is not stored here but read from a liv
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import mujoco
@@ -14,6 +13,7 @@ import numpy as np
 
 from isaacrl.sim.engine import PD, Actuation
 from isaacrl.sim.fused import sensors
+from isaacrl.sim.fused.derive import dof_masks, gravity, last_dofs, pack_bytes, pack_mask, parameters
 from isaacrl.sim.fused.pairs import Pair, contact_pairs, moves_apart
 
 _FREE, _BALL, _SLIDE, _HINGE = range(4)  # mjtJoint
@@ -199,7 +199,7 @@ def make_tables(
 def _bodies(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
     for name in ("body_pos", "body_quat", "body_ipos", "body_iquat", "body_mass", "body_inertia", "body_gravcomp"):
         reals[name] = getattr(m, name)
-    reals["body_invweight0"], reals["opt_gravity"] = m.body_invweight0, _gravity(m)
+    reals["body_invweight0"], reals["opt_gravity"] = m.body_invweight0, gravity(m)
     ints["body_parent"], ints["body_root"], ints["body_mocapid"] = m.body_parentid, m.body_rootid, m.body_mocapid
     sizes["MAX_JOINTS"] = int(m.body_jntnum.max())
     sizes["GRAVCOMP"] = int(m.body_gravcomp.any() and not m.opt.disableflags & _D.mjDSBL_GRAVITY)
@@ -219,13 +219,13 @@ def _bodies(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
     # A tree of depth 1 is its own result; the kernel wants one round at least, in which all compose with the world.
     sizes["BODY_ROUNDS"], ints["body_up"] = max(rounds, 1), np.array(up)
     ints["body_packed"] = np.array([[
-        _bytes([m.body_parentid[b], m.body_rootid[b], last[b] & 255, m.body_jntnum[b]]),
+        pack_bytes([m.body_parentid[b], m.body_rootid[b], last[b] & 255, m.body_jntnum[b]]),
         max(int(m.body_jntadr[b]), 0),
-        _bytes([level[b] for level in up[:4]]),
+        pack_bytes([level[b] for level in up[:4]]),
         0,
     ] for b in range(m.nbody)])  # fmt: skip
     mask = dof_masks(m)
-    ints["body_dofs"] = np.array([_words(mask[d]) if d >= 0 else (0, 0) for d in last])
+    ints["body_dofs"] = np.array([pack_mask(mask[d]) if d >= 0 else (0, 0) for d in last])
     ints["site_bodyid"], reals["site_pos"], reals["site_quat"] = m.site_bodyid, m.site_pos, m.site_quat
 
 
@@ -264,34 +264,36 @@ def _dofs(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
         above.append([int(parent), *above[parent]] if parent >= 0 else [])
     depth = np.array([len(a) for a in above])
     sizes["DEPTH_WORDS"] = (int(depth.max()) + 3) // 4
-    ints["dof_above"] = np.array([[_bytes(a[4 * q : 4 * q + 4]) for a in above] for q in range(sizes["DEPTH_WORDS"])])
+    ints["dof_above"] = np.array(
+        [[pack_bytes(a[4 * q : 4 * q + 4]) for a in above] for q in range(sizes["DEPTH_WORDS"])]
+    )
     rounds = math.ceil(math.log2(int(depth.max()) + 1))
     sizes["DOF_ROUNDS"] = rounds
     up = [[a[2**k - 1] if 2**k <= len(a) else 255 for k in range(max(rounds, 4))] for a in above]
     ints["dof_up"] = np.array(up).T
     ints["dof_packed"] = np.array([[
-        _bytes([b, m.body_parentid[b] if kind[i] < 2 else b, m.body_rootid[b], m.dof_jntid[i]]),
+        pack_bytes([b, m.body_parentid[b] if kind[i] < 2 else b, m.body_rootid[b], m.dof_jntid[i]]),
         int(kind[i]) | int(axis[i]) << 4 | int(types[i] == _BALL) << 8 | int(source[i]) << 16 | int(depth[i]) << 24,
-        _bytes(up[i][:4]),
+        pack_bytes(up[i][:4]),
         0,
     ] for i, b in enumerate(m.dof_bodyid)])  # fmt: skip
 
 
 def _limits(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
-    """limit_prm, loss_prm, ball_prm: constraint parameters (see _parameters) and the margin; limit_prm 0: no limit."""
+    """limit_prm, loss_prm, ball_prm: constraint parameters (see derive.parameters) and the margin; limit_prm 0: no limit."""
     on = not m.opt.disableflags & (_D.mjDSBL_LIMIT | _D.mjDSBL_CONSTRAINT)
     limited = m.jnt_limited.astype(bool) & on
     limit, loss = np.zeros((m.nv, 8)), np.zeros((m.nv, 8))
     for i in range(m.nv):
         joint = m.dof_jntid[i]
-        loss[i, :7] = _parameters(m, m.dof_solref[i], m.dof_solimp[i])
+        loss[i, :7] = parameters(m, m.dof_solref[i], m.dof_solimp[i])
         if limited[joint] and m.jnt_type[joint] >= _SLIDE:
-            limit[i, :7] = _parameters(m, m.jnt_solref[joint], m.jnt_solimp[joint])
+            limit[i, :7] = parameters(m, m.jnt_solref[joint], m.jnt_solimp[joint])
             limit[i, 7] = m.jnt_margin[joint]
     balls = [j for j in range(m.njnt) if m.jnt_type[j] == _BALL and limited[j]]
     ball = np.zeros((len(balls), 8))
     for k, j in enumerate(balls):
-        ball[k, :7], ball[k, 7] = _parameters(m, m.jnt_solref[j], m.jnt_solimp[j]), m.jnt_margin[j]
+        ball[k, :7], ball[k, 7] = parameters(m, m.jnt_solref[j], m.jnt_solimp[j]), m.jnt_margin[j]
     last = last_dofs(m)
     other = [m.body_parentid[m.jnt_bodyid[j]] for j in balls]
     reals["limit_prm"], reals["loss_prm"], reals["ball_prm"] = limit, loss, ball
@@ -349,8 +351,8 @@ def _collision(m: mujoco.MjModel, pairs: list[Pair], sizes: dict, reals: dict, i
         moving_a, moving_b = last[a] >= 0, last[b] >= 0
         body, other, sign = (b, a if moving_a else 0, 1) if moving_b else (a, 0, -1)
         apart = moves_apart(m, p)
-        prm = _parameters(m, p.solref, p.solimp)
-        damping = _parameters(m, p.solreffriction, p.solimp)[1] if p.solreffriction.any() else prm[1]
+        prm = parameters(m, p.solref, p.solimp)
+        damping = parameters(m, p.solreffriction, p.solimp)[1] if p.solreffriction.any() else prm[1]
         include = p.includemargin if apart else -np.inf  # no rows
         rows.append([*prm, p.margin, include, *p.friction, damping, 0.0])
         match p.friction_from:
@@ -406,60 +408,6 @@ def _options(m: mujoco.MjModel, sizes: dict, ints: dict, tolerance: float, rando
         "SCALE": 1.0 / (m.stat.meaninertia * max(1, m.nv)),
         "PROFILE": 0,
     }
-
-
-def _parameters(m: mujoco.MjModel, solref: np.ndarray, solimp: np.ndarray) -> list[float]:
-    """K, B, d0, dmax, 1 / width, midpoint, power of a constraint (MuJoCo's manual, "Solver parameters")."""
-    d0, dmax = np.clip(solimp[:2], mujoco.mjMINIMP, mujoco.mjMAXIMP)
-    width, midpoint = max(solimp[2], 0.0), float(np.clip(solimp[3], mujoco.mjMINIMP, mujoco.mjMAXIMP))
-    power = max(1.0, float(solimp[4]))
-    if width <= mujoco.mjMINVAL:
-        d0 = dmax = 0.5 * (d0 + dmax)
-        width = 1.0
-    if (solref[0] > 0) != (solref[1] > 0):
-        solref = np.array([0.02, 1.0])  # neither of the two meanings: MuJoCo warns and takes its default
-    if solref[0] > 0:
-        time, ratio = float(solref[0]), float(solref[1])
-        if not m.opt.disableflags & _D.mjDSBL_REFSAFE:
-            time = max(time, 2 * m.opt.timestep)
-        stiffness = 1.0 / max(mujoco.mjMINVAL, dmax**2 * time**2 * ratio**2)
-        damping = 2.0 / max(mujoco.mjMINVAL, dmax * time)
-    else:
-        stiffness, damping = -solref[0] / max(mujoco.mjMINVAL, dmax**2), -solref[1] / max(mujoco.mjMINVAL, dmax)
-    return [float(x) for x in (stiffness, damping, d0, dmax, 1.0 / width, midpoint, power)]
-
-
-def last_dofs(m: mujoco.MjModel) -> np.ndarray:
-    """The last dof on the way from the world to each body, [nbody]; -1: it cannot move."""
-    last = np.full(m.nbody, -1)
-    for b in range(1, m.nbody):
-        last[b] = m.body_dofadr[b] + m.body_dofnum[b] - 1 if m.body_dofnum[b] else last[m.body_parentid[b]]
-    return last
-
-
-def dof_masks(m: mujoco.MjModel) -> list[int]:
-    """Each dof and the dofs above it, as bits."""
-    masks: list[int] = []
-    for i in range(m.nv):
-        parent = m.dof_parentid[i]
-        masks.append((masks[parent] if parent >= 0 else 0) | 1 << i)
-    return masks
-
-
-def _gravity(m: mujoco.MjModel) -> np.ndarray:
-    return np.zeros(3) if m.opt.disableflags & _D.mjDSBL_GRAVITY else m.opt.gravity
-
-
-def _bytes(values: Iterable[int]) -> int:
-    """Up to four numbers below 256 as one signed integer of 32 bits, the first lowest."""
-    word = sum(int(v) << 8 * k for k, v in enumerate(values))
-    return word - (word >> 31 << 32)
-
-
-def _words(mask: int) -> tuple[int, int]:
-    """A 64-bit mask as two signed integers of 32 bits."""
-    low, high = mask & 0xFFFFFFFF, mask >> 32
-    return (low - (low >> 31 << 32), high - (high >> 31 << 32))
 
 
 def _literal(value: int | float | str) -> str:

@@ -130,7 +130,7 @@ struct ALIGNED_INT Pair {
 FN Pair pair_of(const World& w, int pair) { return ((const Pair*)pair_int(w))[pair]; }
 FN int byte_of(int word, int k) { return (word >> (8 * k)) & 255; }
 
-// How stiff and how strongly damped a constraint is: K, B and MuJoCo's solimp (tables.py: _parameters), and one more.
+// How stiff and how strongly damped a constraint is: K, B and MuJoCo's solimp (derive.py), and one more.
 struct Parameters {
   real K, B, d0, dmax, per_width, midpoint, power, extra;
 };
