@@ -280,7 +280,7 @@ def _dofs(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
 
 
 def _limits(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
-    """limit_prm, loss_prm, ball_prm: constraint parameters (derive.parameters) and the margin; limit_prm 0: no limit."""
+    """limit_prm, loss_prm, ball_prm: constraint parameters (derive.parameters), the margin; limit_prm 0: no limit."""
     on = not m.opt.disableflags & (_D.mjDSBL_LIMIT | _D.mjDSBL_CONSTRAINT)
     limited = m.jnt_limited.astype(bool) & on
     limit, loss = np.zeros((m.nv, 8)), np.zeros((m.nv, 8))
