@@ -52,12 +52,12 @@ class WarpEngine:
             if name not in coverage.FIELDS and not hasattr(*_owner(model, name)):
                 hint = did_you_mean(name, coverage.FIELDS)
                 raise ValueError(f"'{name}' is no model field with one value a world{hint}")
-        if reasons := uncovered(model, randomized_fields, cfg.nconmax):
+        self.nconmax = cfg.nconmax or contacts_of(model)
+        if reasons := uncovered(model, randomized_fields, self.nconmax):
             other = "mujoco" if device == "cpu" else "mjwarp"
             raise UserError(f"sim.engine: {coverage.explain(reasons)}; use sim.engine={other}")
         self.model, self.num_envs, self.device = model, num_envs, device
         self.actuation, self.reason = actuation, reason
-        self.nconmax = cfg.nconmax or contacts_of(model)
         self._launcher = Launcher(device, use_graph=False)  # one launch: a graph of it would gain nothing
         self._randomized = set(randomized_fields)
         self.drives = Drives(model, actuation, num_envs, device, torch.float32, randomized_fields)

@@ -36,9 +36,9 @@ CUDA_CALLABLE void isaacrl_step(int thread, int worlds, int substeps, const {rea
   static_assert(sizeof(Scratch) * (WP_TILE_BLOCK_DIM / LANES) == {scratch}, "layout.scratch_bytes");
   Scratch& S = ((Scratch*)isaacrl_scratch)[threadIdx.x / LANES];
   // The tables' first use would else be one wait after the other.
-  for (int i = 32 * threadIdx.x; i < PARAMS; i += 32 * WP_TILE_BLOCK_DIM) touch(params + i);
-  for (int i = 32 * threadIdx.x; i < TABLES; i += 32 * WP_TILE_BLOCK_DIM) touch(tables + i);
-  for (int i = 16 * threadIdx.x; i < ARRAYS; i += 16 * WP_TILE_BLOCK_DIM) touch(arrays + i);
+  for (int i = 32 * threadIdx.x; i < PARAMS; i += 32 * WP_TILE_BLOCK_DIM) prefetch(params + i);
+  for (int i = 32 * threadIdx.x; i < TABLES; i += 32 * WP_TILE_BLOCK_DIM) prefetch(tables + i);
+  for (int i = 16 * threadIdx.x; i < ARRAYS; i += 16 * WP_TILE_BLOCK_DIM) prefetch(arrays + i);
 #else
   int id = thread;
   Scratch S;

@@ -11,6 +11,7 @@ import mujoco
 from isaacrl.sim.engine import Actuation
 from isaacrl.sim.fused import tables
 from isaacrl.sim.fused.kernel import BLOCK
+from isaacrl.sim.fused.tables import padded
 
 SHARED = 64 * 1024  # bytes of shared memory that every GPU since 2018 gives a block
 MULTIPROCESSOR = 228 * 1024  # bytes that a multiprocessor of an H100 or H200 has for all blocks; others hold fewer
@@ -25,16 +26,16 @@ def scratch_bytes(sizes: Mapping[str, int | float | str], lanes: int) -> int:
     contacts, fast, dim = (int(sizes[k]) for k in ("NCON", "NFAST", "MAXDIM"))
     row = tables.stride(nv)
     held = nv if nv <= lanes or nv > lanes + 6 else lanes  # NR
-    square = _fours(held)  # NROW
+    square = padded(held)  # NROW
     rows = max(square, lanes)  # ROWS
     mass = nv if nv > held else nv + 1 if rows > nv and square == nv else square  # NMASS
-    record = 20 + (4 if dim > 3 or sizes["ANISOTROPIC"] else 0) + (_fours(dim) if dim > 3 else 0)
-    record += _fours(dim * (dim + 1) // 2)
-    inner = max(8 * joints, 8 * max(1, int(sizes["NG"])) + _fours(max(1, int(sizes["NPAIR"]))), 28 * bodies)
+    record = 20 + (4 if dim > 3 or sizes["ANISOTROPIC"] else 0) + (padded(dim) if dim > 3 else 0)
+    record += padded(dim * (dim + 1) // 2)
+    inner = max(8 * joints, 8 * max(1, int(sizes["NG"])) + padded(max(1, int(sizes["NPAIR"]))), 28 * bodies)
     fast += contacts > fast  # a place for those that are not kept
     solver = (max(1, fast * dim) + max(1, nv - held)) * row
-    solver += max(2 * (rows + max(rows, square + 8)), _fours(max(1, contacts * dim)))
-    words = _fours(nq) + 2 * _fours(nv) + _fours(max(1, nu) + max(1, 2 * nu)) + 8 * bodies + 8 * nv + mass * row
+    solver += max(2 * (rows + max(rows, square + 8)), padded(max(1, contacts * dim)))
+    words = padded(nq) + 2 * padded(nv) + padded(max(1, nu) + max(1, 2 * nu)) + 8 * bodies + 8 * nv + mass * row
     words += max(1, contacts) * record + row + max(8 * nv + inner, solver)
     words += 20 if sizes["PROFILE"] else 4  # with the flags and clocks at the end
     return 4 * words
@@ -103,7 +104,3 @@ def uncovered(model: mujoco.MjModel, nconmax: int, fast_contacts: int) -> list[s
         return []
     size, most = scratch_bytes(sizes, _WARP) / 1024, SHARED // 1024
     return [f"{model.nbody} bodies with room for {nconmax} contacts ({size:.0f} kB a world, at most {most})"]
-
-
-def _fours(n: int) -> int:
-    return (n + 3) // 4 * 4

@@ -17,7 +17,7 @@ from isaacrl.sim.fused.derive import dof_masks, gravity, last_dofs, pack_bytes, 
 from isaacrl.sim.fused.pairs import Pair, contact_pairs, moves_apart
 
 _FREE, _BALL, _SLIDE, _HINGE = range(4)  # mjtJoint
-_D, _E = mujoco.mjtDisableBit, mujoco.mjtEnableBit
+_D = mujoco.mjtDisableBit
 
 # Live arrays of every world by name; the kernel calls them A_<NAME>.
 STATE = (
@@ -201,7 +201,6 @@ def _bodies(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> None:
         reals[name] = getattr(m, name)
     reals["body_invweight0"], reals["opt_gravity"] = m.body_invweight0, gravity(m)
     ints["body_parent"], ints["body_root"], ints["body_mocapid"] = m.body_parentid, m.body_rootid, m.body_mocapid
-    sizes["MAX_JOINTS"] = int(m.body_jntnum.max())
     sizes["GRAVCOMP"] = int(m.body_gravcomp.any() and not m.opt.disableflags & _D.mjDSBL_GRAVITY)
     last, depth = last_dofs(m), np.zeros(m.nbody, int)
     origin = np.full(m.nbody, -1)  # address in qpos of the position of the tree's free joint
@@ -333,9 +332,9 @@ def _collision(m: mujoco.MjModel, pairs: list[Pair], sizes: dict, reals: dict, i
     shape = {g: i for i, g in enumerate(used)}
     for name in ("geom_pos", "geom_quat", "geom_friction"):
         reals[name] = getattr(m, name)
-    ints["geom_bodyid"], ints["shape_body"] = m.geom_bodyid, m.geom_bodyid[np.array(used, int)]
-    # Of the geoms that collide: place in the body, with the bounding radius as its fourth, and orientation.
     where = np.array(used, int)
+    ints["geom_bodyid"], ints["shape_body"] = m.geom_bodyid, m.geom_bodyid[where]
+    # Of the geoms that collide: place in the body, with the bounding radius as its fourth, and orientation.
     reals["shape_place"] = np.column_stack([m.geom_pos[where], m.geom_rbound[where], m.geom_quat[where]])
     reals["shape_size"] = m.geom_size[where]
     last = last_dofs(m)
@@ -378,7 +377,7 @@ def _collision(m: mujoco.MjModel, pairs: list[Pair], sizes: dict, reals: dict, i
     have = {kind(p)[0] for p in pairs}
     sizes |= {f"HAS_{name}": int(name in have) for name in names}
     sizes |= {"NG": len(used), "NPLANE_ITEMS": len(items), "FIRST_PAIR": planes, "NPAIR": len(pairs) - planes}
-    sizes |= {"PAIR_REALS": PAIR_REALS, "PAIR_INTS": PAIR_INTS, "PAIRS_ACROSS": int(across)}
+    sizes |= {"PAIR_REALS": PAIR_REALS, "PAIRS_ACROSS": int(across)}
     sizes["POSSIBLE_PAIR"] = max((kind(p)[1] for p in pairs[planes:]), default=0)
     sizes["MAXDIM"] = max([1, *(p.condim for p in pairs)])
     sizes["ANISOTROPIC"] = int(any(p.friction[0] != p.friction[1] for p in pairs))
@@ -416,10 +415,11 @@ def _literal(value: int | float | str) -> str:
 
 def stride(nv: int) -> int:
     """Reals from row to row of matrices [nv, nv], NH of stages/model.h."""
-    return _padded(nv) if _padded(nv) % 8 else _padded(nv) + 4
+    return padded(nv) if padded(nv) % 8 else padded(nv) + 4
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """The next multiple of four, PADDED of stages/model.h."""
     return (size + 3) // 4 * 4
 
 
@@ -427,6 +427,6 @@ def _pad(name: str, table: np.ndarray) -> np.ndarray:
     """A table as it is stored: flat, in whole groups of four."""
     if name in _VEC3:
         table = np.pad(np.reshape(table, (-1, 3)), ((0, 0), (0, 1)))
-    flat = np.zeros(_padded(table.size), table.dtype)
+    flat = np.zeros(padded(table.size), table.dtype)
     flat[: table.size] = np.ravel(table)
     return flat

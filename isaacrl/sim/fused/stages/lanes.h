@@ -87,8 +87,8 @@ FN int item_or_last(int id, int n) { return n % LANES == 0 || id < n ? id : n - 
   _Pragma("unroll 4") for (int i##_s = 0; i##_s < (n); i##_s += LANES) \
     if (Item i{i##_s + lane_id(), 0}; true)
 
-// Fetches what is used later.
-FN void touch(const void* p) {
+// Brings near what is used later.
+FN void prefetch(const void* p) {
   unsigned unused;
   asm volatile("ld.global.u32 %0, [%1];" : "=r"(unused) : "l"(p));
 }
@@ -150,7 +150,7 @@ struct Per {
 #define EACH_OF_MANY(i, n) EACH(i, n)
 #define BATCHES(i, n) for (Item i{0}; i.id < (n); i.id++)
 #define SMALL_BATCHES(i, n) BATCHES(i, n)
-FN void touch(const void*) {}
+FN void prefetch(const void*) {}
 FN void sync() {}
 FN void meet() {}
 FN real across(real x) { return x; }

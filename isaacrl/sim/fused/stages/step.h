@@ -43,8 +43,8 @@ FN void load_state(const World& w, Scratch& S) {
   EACH(i, NQ) S.qpos[i] = q[i];
   EACH(i, NV) S.qvel[i] = v[i];
   EACH(i, COLUMNS - NV) S.qvel[NV + i] = S.vector[NV + i] = 0;  // rows are padded with zeros
-  EACH_OF_MANY(u, NU) touch(live<const real>(w, A_TARGET, NU) + u);  // of later
-  EACH(one, 1) touch(live<const real>(w, A_TIME, 1));
+  EACH_OF_MANY(u, NU) prefetch(live<const real>(w, A_TARGET, NU) + u);
+  EACH(one, 1) prefetch(live<const real>(w, A_TIME, 1));
   sync();
 }
 FN void store_state(const World& w, const Scratch& S) {
@@ -117,7 +117,7 @@ FN void step_world(const World& w, Scratch& S, int substeps) {
     if (k == substeps && !w.arrays[A_ANY_POSITION]) break;
     meet();
     kinematics(w, S);
-      if (k == substeps && !w.arrays[A_ANY_VELOCITY]) break;
+    if (k == substeps && !w.arrays[A_ANY_VELOCITY]) break;
     MAP(i, NV) store_spatial(S.chain[i], S.qvel[i] * axis_of(S, i));
     sum_along_chains(w, S);
     MARK(S, 1);
