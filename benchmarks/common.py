@@ -12,20 +12,25 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Hardware and versions."""
+    """Hardware, versions, and the commit."""
     import torch
+
+    from isaacrl.runs import git_state
 
     cpu = next(
         (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?"
     )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     packages = ("torch", "mujoco", "mujoco-warp", "warp-lang", "hydra-core")
+    git = git_state(Path(__file__).parent)[0] or {}
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu,
         "cores": os.cpu_count(),
         "gpu": gpu,
         "python": platform.python_version(),
+        "commit": git.get("commit"),
+        "uncommitted_changes": git.get("dirty"),
     } | {p: version(p) for p in packages}
 
 
@@ -35,3 +40,10 @@ def write(name: str, result: dict[str, Any]) -> None:
     text = json.dumps({"machine": machine(), **result}, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)
+
+
+def merge(path: Path, name: str, result: dict[str, Any]) -> None:
+    """Set one entry of a file of results; the others stay, those of earlier runs too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | {name: result}, indent=2) + "\n")

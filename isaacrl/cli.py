@@ -9,12 +9,14 @@ import signal
 import sys
 from typing import Any
 
-from isaacrl import usage
+from isaacrl import startup, usage
 from isaacrl.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code."""
+    if argv is None:
+        startup.count_from_process_start()
     args = list(sys.argv[1:] if argv is None else argv)
     # By default torch's threads spin for milliseconds before they sleep: with another program on the same cores each
     # small operation then waits for the scheduler. Must be set before torch is imported.
@@ -77,6 +79,8 @@ def _dispatch(args: list[str]) -> int:
         return train(rest)
     if verb == "check":
         return check(rest)
+    if verb == "bench":
+        return bench(rest)
     if verb == "randomization":
         return randomization(rest)
     if verb == "help":
@@ -174,18 +178,39 @@ def randomization(args: list[str]) -> int:
 
 def check(args: list[str]) -> int:
     """Look at a task before training."""
-    flags, texts = _flags(args)
-    for name in ("multirun", "cfg", "info", "shell_completion"):
-        if getattr(flags, name):
-            raise UserError(f"check: takes no --{name.replace('_', '-')}; that is isaacrl train's")
     from isaacrl import config
     from isaacrl.options import CheckOptions
 
+    flags, texts = _flags_of("check", args)
     options, overrides = config.read_options(CheckOptions, texts)
     cfg = config.compose(overrides, flags.config_dir)
     from isaacrl.precheck import precheck
 
     return 1 if precheck(options, cfg)["errors"] else 0
+
+
+def bench(args: list[str]) -> int:
+    """Measure how fast training runs."""
+    from isaacrl import config
+    from isaacrl.options import BenchOptions
+
+    flags, texts = _flags_of("bench", args)
+    options, overrides = config.read_options(BenchOptions, texts)
+    sized = lambda n: config.compose([*overrides, f"num_envs={n}"], flags.config_dir)  # noqa: E731
+    cfg = config.compose(overrides, flags.config_dir) if options.num_envs in (None, "auto") else sized(options.num_envs)
+    from isaacrl.bench import bench as measure
+
+    measure(options, cfg, sized)
+    return 0
+
+
+def _flags_of(verb: str, args: list[str]) -> tuple[Any, list[str]]:
+    """The flags of a verb that is not train: --config-dir is all that it takes."""
+    flags, texts = _flags(args)
+    for name in ("multirun", "cfg", "info", "shell_completion"):
+        if getattr(flags, name):
+            raise UserError(f"{verb}: takes no --{name.replace('_', '-')}; that is isaacrl train's")
+    return flags, texts
 
 
 def _train_from_run(options: Any, overrides: list[str], flags: Any) -> int:

@@ -16,12 +16,16 @@ from torch import Tensor
 
 from isaacrl import sim
 from isaacrl.errors import UserError
+from isaacrl.fuse.trace import may_ask
 from isaacrl.state import Robot, State
 from isaacrl.task import Task, container
 from isaacrl.terms import Bound, add_sensors, bind, bind_sensors, find, stack
 from isaacrl.terms.group import ObservationGroup
 from isaacrl.terms.randomization import randomized_fields
 from isaacrl.timer import Timer
+
+
+COUNTS = 7  # columns of the sums of metrics before those of the task's own terms
 
 
 class Env:
@@ -83,7 +87,8 @@ class Env:
         self.episode_return = zeros.clone()  # [E]
         self.whole = self.everywhere.clone()  # worlds whose episode began at its beginning, [E]
         self.episode_metrics = torch.zeros(self.num_envs, len(self.task.metric_terms), device=self.device)
-        self._sums = torch.zeros(6 + len(self.task.metric_terms) + len(self.task.reward_names), device=self.device)
+        columns = COUNTS + len(self.task.metric_terms) + len(self.task.reward_names)
+        self._sums = torch.zeros(self.num_envs, columns, device=self.device)  # since the last read_metrics
         self._overflow = 0
         self._dry_run()
         self.obs = self.reset()
@@ -149,7 +154,7 @@ class Env:
 
             for command in self.command_terms:  # worlds that reset draw new ones all the same
                 command.advance(s)
-            if self.device != "cpu" or bool(done.any()):  # asking a CPU costs nothing; a GPU is never asked
+            if not may_ask(self.device) or bool(done.any()):
                 self._reset(done)
             self._read_commands()
             self.obs = self._observe(again=True, reset=done)
@@ -205,7 +210,7 @@ class Env:
             timer = self.timers[event.stream]
             timer -= 1
             due = timer <= 0
-            if self.device == "cpu" and not bool(due.any()):  # asking a CPU costs nothing; a GPU is never asked
+            if may_ask(self.device) and not bool(due.any()):
                 continue
             event(self.state, due)
             timer.copy_(torch.where(due, self._interval(event), timer))
@@ -261,33 +266,33 @@ class Env:
         length = s.episode_step.float()
         # Means are exact for whole episodes.
         per_episode = torch.where(self._last_counts, self.episode_metrics, self.episode_metrics / length[:, None])
-        sums = [
-            ended.sum(),
-            (ended * self.episode_return).sum(),
-            (ended * length).sum(),
-            self.spoilt.sum().float(),
-            s.joint_torque.abs().mean(),
-            torch.ones_like(reward[0]),
+        counts = [
+            ended,
+            ended * self.episode_return,
+            ended * length,
+            self.spoilt.float(),
+            s.joint_torque.abs().sum(dim=1) / max(s.joint_torque.shape[1], 1),
+            torch.ones_like(reward),
+            done.float(),
         ]
-        self._sums += torch.cat(
-            (torch.stack(sums), torch.where(ended[:, None] > 0, per_episode, 0.0).sum(0), rewards.mean(0))
-        )
+        of_episodes = torch.where(ended[:, None] > 0, per_episode, 0.0)
+        self._sums += torch.cat((torch.stack(counts, dim=1), of_episodes, rewards), dim=1)
         self.last_episode_metrics = per_episode  # [E, M], of the episodes that end in this step
 
     def read_metrics(self) -> dict[str, float]:
         """Means since the last call; two copies to the host. Episode figures are absent if no episode ended."""
-        sums = self._sums.tolist()
+        sums = self._sums.sum(dim=0, dtype=torch.float64).tolist()
         overflow = int(self.engine.overflow.sum())
         overflow, self._overflow = overflow - self._overflow, overflow
         self._sums.zero_()
-        episodes, steps, n = sums[0], max(sums[5], 1.0), len(self.task.metric_terms)
-        out = {"nonfinite": sums[3], "overflow": float(overflow), "torque": sums[4] / steps}
-        out["reward"] = sum(sums[6 + n :]) / steps
-        for name, value in zip(self.task.reward_names, sums[6 + n :]):
+        episodes, steps, n = sums[0], max(sums[5], 1.0), COUNTS + len(self.task.metric_terms)
+        out = {"nonfinite": sums[3], "overflow": float(overflow), "torque": sums[4] / steps, "resets": sums[6]}
+        out["reward"] = sum(sums[n:]) / steps
+        for name, value in zip(self.task.reward_names, sums[n:]):
             out[f"reward/{name}"] = value / steps
         if episodes:
             out |= {"episodes": episodes, "return": sums[1] / episodes, "episode_length": sums[2] / episodes}
-            for term, value in zip(self.task.metric_terms, sums[6:]):
+            for term, value in zip(self.task.metric_terms, sums[COUNTS:]):
                 out[f"metric/{term.name}"] = value / episodes
         return out
 

@@ -22,6 +22,15 @@ class CheckOptions:
 
 
 @dataclass
+class BenchOptions:
+    """isaacrl bench"""
+
+    num_envs: str | None = key(None, "number of worlds; auto: the most that still pay here; default: the task's")
+    iterations: int = key(20, "iterations that are timed", ge=1)
+    warmup: int = key(3, "iterations before them", ge=1)
+
+
+@dataclass
 class RunOptions:
     """What play, eval and export share."""
 
@@ -82,6 +91,7 @@ OPTIONS: dict[str, type] = {
     "train": TrainOptions,
     "randomization": RandomizationOptions,
     "check": CheckOptions,
+    "bench": BenchOptions,
     "play": PlayOptions,
     "eval": EvalOptions,
     "export": ExportOptions,

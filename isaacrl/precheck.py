@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from isaacrl import render
+from isaacrl import render, runs
 from isaacrl.env import Env
 from isaacrl.errors import UserError
 from isaacrl.files import finite
@@ -33,7 +33,7 @@ def precheck(options: Any, cfg: DictConfig) -> dict[str, Any]:
     slow = cfg.sim.engine == "mjwarp" and not (cfg.device.startswith("cuda") or torch.cuda.is_available())
     cfg = OmegaConf.merge(cfg, {"num_envs": min(cfg.num_envs, WORLDS_MJWARP_CPU if slow else WORLDS)})
     env = Env(cfg)
-    folder = _folder(cfg)
+    folder = runs.report_folder(cfg.outputs, cfg.task.name, "check")
     env.reset()
     result: dict[str, Any] = {
         "task": cfg.task.name,
@@ -73,22 +73,6 @@ def precheck(options: Any, cfg: DictConfig) -> dict[str, Any]:
     show(result)
     print(f"written: {path}")
     return result
-
-
-def _folder(cfg: DictConfig) -> Path:
-    stem = Path(cfg.outputs) / cfg.task.name / f"check_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    for n in range(1, 1000):
-        folder = stem if n == 1 else stem.with_name(f"{stem.name}_{n}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue
-        except OSError as e:
-            raise UserError(
-                f"outputs: {folder} cannot be made ({e.strerror or e}); choose another with outputs="
-            ) from None
-    raise UserError(f"outputs: {stem} exists a thousand times; remove some")
 
 
 # --- the parts of the report -----------------------------------------------------------------------------------------

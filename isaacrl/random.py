@@ -11,6 +11,8 @@ import zlib
 import torch
 from torch import Tensor
 
+from isaacrl.fuse import trace
+
 
 def _int32(x: int) -> int:
     """The 32-bit two's complement of x, as torch.int32 holds it."""
@@ -36,6 +38,19 @@ def _mix(v: Tensor) -> None:
     w.addcmul_(y, z)
 
 
+def _words(x: Tensor, y: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    """`pcg4d` as plain arithmetic on four tensors [E, n]."""
+    x, y, z, w = (v * 1664525 + 1013904223 for v in (x, y, z, w))
+    for last in (False, True):
+        x = x + y * w
+        y = y + z * x
+        z = z + x * y
+        w = w + y * z
+        if not last:
+            x, y, z, w = (v ^ ((v >> 16) & 0xFFFF) for v in (x, y, z, w))
+    return tuple(torch.broadcast_tensors(x, y, z, w))
+
+
 class Random:
     """Random numbers of E worlds at the current step.
 
@@ -56,8 +71,10 @@ class Random:
             self._index[blocks] = torch.arange(blocks, dtype=torch.int32, device=self.world.device)
         key = _int32(zlib.crc32(stream.encode(), self.seed & 0xFFFFFFFF) ^ (self.seed * 0x9E3779B9))
         counter = torch.full_like(self._index[blocks], key)
-        words = pcg4d(self.world, self.step, self._index[blocks], counter)  # [4, E, blocks]
-        return words.permute(1, 2, 0).flatten(1)[:, :n]
+        counters = (self.world, self.step, self._index[blocks], counter)
+        if trace.current() is not None:  # one word after the other: the kernel then has them in registers
+            return torch.stack(_words(*counters), dim=2).flatten(1)[:, :n]
+        return pcg4d(*counters).permute(1, 2, 0).flatten(1)[:, :n]  # of [4, E, blocks]
 
     def uniform(self, stream: str, n: int) -> Tensor:
         """[E, n] in [0, 1)."""

@@ -29,9 +29,12 @@ __all__ = [
     "StopSignals",
     "create",
     "find",
+    "git_state",
     "load_checkpoint",
     "open_run",
+    "report_folder",
     "save_checkpoint",
+    "versions",
     "write_atomic",
     "write_json",
 ]
@@ -103,7 +106,7 @@ def create(
         run = Run(path)
         write_atomic(path / "config.yaml", config_yaml)
         terms = [_copy_source(file, content, path / "terms") for file, content in sources]
-        git, diff = _git(Path.cwd())
+        git, diff = git_state(Path.cwd())
         if diff:
             write_atomic(path / "git.diff", diff)
         write_json(
@@ -120,7 +123,7 @@ def create(
                 "directory": str(Path.cwd()),
                 "host": socket.gethostname(),
                 "platform": platform.platform(),
-                "versions": {"python": platform.python_version()} | _versions(),
+                "versions": {"python": platform.python_version()} | versions(),
                 "git": git,
                 "terms": terms,
             },
@@ -232,6 +235,17 @@ def _make_folder(parent: Path, name: str) -> Path:
             n += 1
 
 
+def report_folder(outputs: str | Path, task: str, verb: str) -> Path:
+    """Make outputs/<task>/<verb>_<date>_<time>[_n]/, which is no run. Raises: UserError where it cannot be made."""
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    try:
+        return _make_folder(Path(outputs) / task, f"{verb}_{stamp}")
+    except OSError as e:
+        raise UserError(
+            f"outputs: {e.filename} cannot be made ({e.strerror or e}); choose another with outputs="
+        ) from None
+
+
 def _acquire(path: Path) -> int:
     """Lock a run's folder; the open file that holds the lock."""
     fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -285,18 +299,18 @@ def _copy_source(file: Path, content: bytes, folder: Path) -> dict[str, str]:
     return {"file": f"{folder.name}/{path.name}", "source": str(file.resolve()), "sha256": sha256(path)}
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
     """Versions of what a result depends on, without importing any of it."""
-    versions: dict[str, str | None] = {}
+    found: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+            found[package] = None
+    return found
 
 
-def _git(folder: Path) -> tuple[dict[str, Any] | None, bytes]:
+def git_state(folder: Path) -> tuple[dict[str, Any] | None, bytes]:
     """Commit and state of the working directory's repository, and its uncommitted changes; None where there is none."""
 
     def git(*args: str) -> bytes:

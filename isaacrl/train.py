@@ -17,6 +17,7 @@ from isaacrl.export import export_policy
 from isaacrl.log import Log, open_log
 from isaacrl.play import film
 from isaacrl.runs import CheckpointError, Run, StopSignals
+from isaacrl.startup import Phases
 
 MAX_FAILED_SAVES = 3  # consecutive failures to write a checkpoint before training stops
 MAX_SKIPPED_ITERATIONS = 20  # consecutive iterations without one finite update before training stops
@@ -27,10 +28,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     with StopSignals() as signals:
         phases = Phases()
         env = Env(cfg)
-        phases.done("scene")
+        phases.done("scene", env.engine)
         algo = algos.build(env, cfg)
         env.stagger()
-        phases.done("networks")
+        phases.done("networks", env.engine, algo)
         folder = runs.create(
             cfg.outputs, cfg.task.name, cfg.algo.name, dump(cfg), command=sys.argv, term_files=_user_files(env)
         )
@@ -44,14 +45,14 @@ def resume(run_path: Path, cfg: DictConfig) -> dict[str, Any]:
         phases = Phases()
         state, _ = runs.load_checkpoint(run_path, "latest")
         env = Env(cfg)
-        phases.done("scene")
+        phases.done("scene", env.engine)
         algos.check_signature(state["signature"], env)
         algo = algos.build(env, cfg)
         algo.load_state_dict(state["algo"])
         env.load_state_dict(state["env"])
         if cfg.algo.lr != load_stored(run_path / "config.yaml", trust=True, training=False).algo.lr:
             algo.lr.fill_(cfg.algo.lr)  # asked for on the command line: instead of the stored one
-        phases.done("networks")
+        phases.done("networks", env.engine, algo)
         progress = Progress(**state["progress"])
         if progress.iteration >= cfg.algo.iterations:
             raise UserError(
@@ -60,19 +61,6 @@ def resume(run_path: Path, cfg: DictConfig) -> dict[str, Any]:
             )
         runs.write_atomic(run_path / "config.yaml", dump(cfg))  # what changed holds from here on
         return _loop(cfg, env, algo, folder, signals, phases, progress)
-
-
-class Phases:
-    """How long each phase of the start took."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def done(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
 
 
 @dataclass
@@ -103,8 +91,6 @@ def _loop(
     )
     log.info(f"engine {env.engine.name}: {env.engine.reason}")
     phases.done("logging")
-    for name, seconds in phases.seconds.items():
-        log.phase(name, seconds)
     run.update(status="running", engine=env.engine.name)
     status = "failed"
     env.timer.enabled = True
@@ -113,6 +99,11 @@ def _loop(
     try:
         while progress.iteration < cfg.algo.iterations and not signals.received:
             metrics = _iterate(cfg, env, algo, progress, log)
+            if progress.iteration == start + 1:
+                phases.done("first iteration", env.engine, algo)
+                for name, seconds in phases.seconds.items():
+                    log.phase(name, seconds)
+            log.log(metrics, progress.iteration)
             skipped = skipped + 1 if metrics["skipped_updates"] >= cfg.algo.epochs * cfg.algo.minibatches else 0
             if skipped >= MAX_SKIPPED_ITERATIONS:
                 raise UserError(
@@ -218,14 +209,18 @@ def _share(cfg: DictConfig, algo: Any, run: Run, best: int | None, iteration: in
         log.share([f for f in files if f.is_file()], iteration)
 
 
-def _iterate(cfg: DictConfig, env: Env, algo: Any, progress: Progress, log: Log) -> dict[str, float]:
-    """One iteration and its metrics, copied from the device at its end."""
+def iterate(env: Env, algo: Any) -> tuple[dict[str, float], dict[str, float], float]:
+    """One iteration: (metrics, copied from the device at its end; seconds by section; seconds in all)."""
     began = time.perf_counter()
     device = algo.iterate(env.timer)
     values = dict(zip(device, torch.stack([v.float() for v in device.values()]).tolist()))
-    metrics = env.read_metrics()
-    spent = env.timer.read()
-    seconds = time.perf_counter() - began
+    metrics = env.read_metrics() | values
+    return metrics, env.timer.read(), time.perf_counter() - began
+
+
+def _iterate(cfg: DictConfig, env: Env, algo: Any, progress: Progress, log: Log) -> dict[str, float]:
+    """One iteration, its metrics and warnings."""
+    metrics, spent, seconds = iterate(env, algo)
     steps = cfg.algo.num_steps * env.num_envs
     progress.iteration += 1
     progress.env_steps += steps
@@ -235,7 +230,7 @@ def _iterate(cfg: DictConfig, env: Env, algo: Any, progress: Progress, log: Log)
         "env_steps": progress.env_steps,
         "wall_s": progress.wall_s,
     }
-    out |= metrics | values
+    out |= metrics
     out["steps_per_s"] = steps / seconds
     out |= {f"time/{name}": spent.get(name, 0.0) for name in ("sim", "env", "policy", "update")}
     if metrics["nonfinite"]:
@@ -243,9 +238,8 @@ def _iterate(cfg: DictConfig, env: Env, algo: Any, progress: Progress, log: Log)
     if metrics["overflow"]:
         room = "sim.nconmax and sim.njmax" if env.engine.name == "mjwarp" else "sim.nconmax"
         log.warn(f"contacts or constraint rows exceeded their capacity: raise {room}", key="overflow")
-    if values["skipped_updates"]:
-        log.warn(f"{int(values['skipped_updates'])} update(s) with non-finite gradients skipped", key="skipped")
-    log.log(out, progress.iteration)
+    if metrics["skipped_updates"]:
+        log.warn(f"{int(metrics['skipped_updates'])} update(s) with non-finite gradients skipped", key="skipped")
     return out
 
 

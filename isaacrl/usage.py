@@ -5,6 +5,7 @@ import dataclasses
 VERBS = {
     "train": "train a policy, or sweep over settings with -m",
     "check": "look at a task before training: rewards, observations, start state",
+    "bench": "how fast training runs here, where its time goes, and how many worlds pay",
     "randomization": "what the randomization of a task draws: a table and a picture",
     "play": "watch a trained policy: a video, or live in the browser",
     "eval": "measure a trained policy over fixed-seed episodes",
@@ -62,6 +63,16 @@ ends of episodes, limits reached, contacts against capacity, and a picture of th
 something is not finite; warnings do not count.
 """
 
+BENCH = """usage: isaacrl bench [key=value ...]
+
+  isaacrl bench task=go2_flat num_envs=4096      the settings are those of isaacrl train
+  isaacrl bench task=go2_flat num_envs=auto      doubles the worlds while training gets at least 10% faster by it and a
+                                                 GPU's memory stays below 60%; says which number that is
+
+Trains for a few iterations, without a run folder, and reports steps per second, where an iteration's time goes, memory,
+the start-up by phases, and what went wrong on the way; written to outputs/<task>/bench_<date>_<time>/bench.json.
+"""
+
 RANDOMIZATION = """usage: isaacrl randomization [key=value ...]
 
   isaacrl randomization task=go2_flat randomization=hard
@@ -101,10 +112,8 @@ def of_verb(verb: str) -> str:
     own = "\n".join(_line(f.name, f) for f in dataclasses.fields(OPTIONS[verb]))
     if verb == "train":
         return f"{TRAIN}\nkeys of stored runs:\n{own}\n\nconfiguration keys:\n{keys()}\n\n{FLAGS}"
-    if verb == "randomization":
-        return f"{RANDOMIZATION}\nkeys:\n{own}\n\nAny key of the configuration (isaacrl train --help) may follow."
-    if verb == "check":
-        return f"{CHECK}\nkeys:\n{own}\n\nAny key of the configuration (isaacrl train --help) may follow."
+    if text := {"check": CHECK, "bench": BENCH, "randomization": RANDOMIZATION}.get(verb):
+        return f"{text}\nkeys:\n{own}\n\nAny key of the configuration (isaacrl train --help) may follow."
     return (
         f"usage: isaacrl {verb} [key=value ...]\n\n  {RUN_EXAMPLES[verb]}\n\nkeys:\n{own}\n\n"
         "Any key of the configuration (isaacrl train --help) overrides the run's stored one."

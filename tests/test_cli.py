@@ -190,6 +190,8 @@ def isaacrl_process(code: str) -> subprocess.CompletedProcess:
         (["--help"], 0, (*HEAVY, "hydra", "omegaconf", "argparse")),
         (["train", "--help"], 0, (*HEAVY, "hydra")),
         (["play", "--help"], 0, (*HEAVY, "hydra")),
+        (["bench", "--help"], 0, (*HEAVY, "hydra")),
+        (["bench", "num_envs=auto", "algo.lrr=1"], 2, HEAVY),
         (["help", "algo.lr"], 0, (*HEAVY, "hydra")),
         (["trian"], 2, (*HEAVY, "hydra", "omegaconf")),
         (["train", "algo.lrr=1"], 2, HEAVY),
@@ -225,7 +227,7 @@ def test_python_m_isaacrl():
 def test_help(capsys):
     assert cli.main([]) == 0
     overview = capsys.readouterr().out
-    for verb in ("train", "play", "eval", "export", "list", "doctor"):
+    for verb in ("train", "check", "bench", "play", "eval", "export", "list", "doctor"):
         assert verb in overview
         assert cli.main([verb, "--help"]) == 0
         assert f"isaacrl {verb}" in capsys.readouterr().out
@@ -414,6 +416,8 @@ def test_cfg_shows_the_configuration(capsys):
         ("isaacrl train task.rewards.up", ["task.rewards.upright."]),
         ("isaacrl train res", ["resume="]),
         ("isaacrl eval epi", ["episodes="]),
+        ("isaacrl bench war", ["warmup="]),
+        ("isaacrl bench algo.gam", ["algo.gamma="]),
         ("isaacrl list a", ["assets", "algos"]),
         ("isaacrl nonsense x", []),
         ("isaacrl train --wrong x", []),

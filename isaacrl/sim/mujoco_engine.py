@@ -11,6 +11,7 @@ import torch
 from mujoco.batch import DATA_FIELDS, MODEL_FIELDS, Batch, SimulationError
 from torch import Tensor
 
+from isaacrl.fuse import trace
 from isaacrl.sim.actuators import Law
 from isaacrl.sim.drives import FIELDS, Drives
 from isaacrl.sim.engine import STATE_FIELDS, Actuation, check_computed
@@ -54,6 +55,8 @@ class MujocoEngine:
             if name not in MODEL_FIELDS:
                 raise ValueError(f"'{name}' is not a model field{did_you_mean(name, [*MODEL_FIELDS, *FIELDS])}")
             self._model_fields[name] = _view(self.batch.expand(name))
+        self._chosen = torch.ones(num_envs, dtype=torch.bool)
+        self._target = torch.zeros(num_envs, model.nu, dtype=torch.float64)
         self._qpos, self._qvel, self._ctrl = self.field("qpos"), self.field("qvel"), self.field("ctrl")
         self.forward()
 
@@ -75,18 +78,26 @@ class MujocoEngine:
         rows = self.field(name)
         if mask is None:
             rows.copy_(value)
-        else:
+        elif trace.may_ask("cpu"):
             rows[mask] = value.to(rows.dtype).expand_as(rows)[mask]
+        else:
+            rows.copy_(torch.where(mask.view(-1, *[1] * (rows.ndim - 1)), value.to(rows.dtype), rows))
 
     def reset(self, mask: Tensor | None = None) -> None:
-        chosen = torch.ones(self.num_envs, dtype=torch.bool) if mask is None else mask
-        ids = np.flatnonzero(chosen.numpy())
+        self._chosen.fill_(True) if mask is None else self._chosen.copy_(mask)
+        trace.call(self._reset)
+
+    def _reset(self) -> None:
+        ids = np.flatnonzero(self._chosen.numpy())
         if len(ids):
             self.batch.reset(ids, stage=_NONE)
-            self.law.reset(chosen)
+            self.law.reset(self._chosen)
 
     def step(self, n: int, target: Tensor) -> None:
-        target = target.to(torch.float64)
+        self._target.copy_(target)
+        trace.call(lambda: self._step(n, self._target))
+
+    def _step(self, n: int, target: Tensor) -> None:
         self.drives.write(self.model_field)
         before = self.batch.warning[:, :, 1].copy()
         failed = np.zeros(self.num_envs, bool)
@@ -129,9 +140,14 @@ class MujocoEngine:
             self.forward(self.nonfinite)
 
     def forward(self, mask: Tensor | None = None) -> None:
-        ids = None if mask is None else np.flatnonzero(mask.numpy())
-        if ids is not None and len(ids) == 0:
+        self._chosen.fill_(True) if mask is None else self._chosen.copy_(mask)
+        trace.call(self._forward)
+
+    def _forward(self) -> None:
+        ids = np.flatnonzero(self._chosen.numpy())
+        if len(ids) == 0:
             return
+        ids = None if len(ids) == self.num_envs else ids
         try:
             self.batch.forward(ids, stage=_VEL)
         except SimulationError as e:  # as in a step: such a world starts anew
@@ -148,7 +164,7 @@ class MujocoEngine:
         self.law.allow_delay(steps)
 
     def set_const(self) -> None:
-        self.batch.set_const()
+        trace.call(self.batch.set_const)
         self.forward()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import warp as wp
 
+from isaacrl.fuse import trace
+
 
 def _start_warp() -> None:
     """Start Warp without its chatter: its greeting, every module it loads and, on a CPU, that there is no GPU."""
@@ -45,6 +47,9 @@ class Launcher:
         self._graphs.clear()
 
     def run(self, key: Any, body: Callable[[], None]) -> None:
+        trace.call(lambda: self._run(key, body))
+
+    def _run(self, key: Any, body: Callable[[], None]) -> None:
         if not self._use_graph and not self.capturing():
             with self.stream():
                 body()

@@ -14,6 +14,7 @@ import warp as wp
 from torch import Tensor
 
 from isaacrl.errors import UserError
+from isaacrl.fuse import trace
 from isaacrl.sim.actuators import Law
 from isaacrl.sim.capacity import contacts_of
 from isaacrl.sim.drives import FIELDS, Drives
@@ -163,6 +164,9 @@ class WarpEngine:
         self._addresses.copy_(torch.tensor([addresses.get(name, 0) for name in self._names], dtype=torch.int64))
 
     def _launch(self, substeps: int) -> None:
+        trace.call(lambda: self._run(substeps))
+
+    def _run(self, substeps: int) -> None:
         threads = self.num_envs
         block = self._block if self._on_gpu else 1
         if self._on_gpu:

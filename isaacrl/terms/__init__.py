@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from isaacrl.errors import Absent, UserError
+from isaacrl.fuse import trace
 from isaacrl.schema import TERM_FAMILIES
 from isaacrl.sim.names import match
 from isaacrl.state import BodyView, SiteView, State, as_index
@@ -109,6 +110,7 @@ class Bound:
 
     def __call__(self, s: State, *args: Any) -> Any:
         s.use_stream(self.stream)
+        trace.of(self.key)
         s.share = s.scheduled(self.settings.get("schedule"))
         try:
             return self.fn(s, *args, **self.params)
@@ -124,12 +126,14 @@ class Bound:
         """One step of the term's memory."""
         if self.has_memory:
             s.use_stream(self.stream + ".advance")
+            trace.of(self.key)
             self._store(self.fn.advance(s), None)
 
     def reset(self, s: State, mask: Tensor) -> None:
         """The memory of the worlds of mask [E] starts anew."""
         if self.has_memory:
             s.use_stream(self.stream + ".init")
+            trace.of(self.key)
             self._store(self.fn.init(s), mask)
 
     def _store(self, values: dict[str, Tensor], mask: Tensor | None) -> None:

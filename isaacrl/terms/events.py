@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from isaacrl.errors import Absent, UserError
+from isaacrl.fuse.trace import may_ask
 from isaacrl.sim.names import match
 from isaacrl.state import State, multiply
 from isaacrl.terms import ALL, Joints, Term, patterns
@@ -167,7 +168,7 @@ class wrench(Term):
 
     def advance(self, s: State) -> dict[str, Tensor]:
         ended = self.steps_left == 1
-        if s.device != "cpu" or bool(ended.any()):  # a GPU is never asked
+        if not may_ask(s.device) or bool(ended.any()):
             self._apply(s, torch.zeros(s.num_envs, len(self.ids), 6, device=s.device), ended)
         return {"steps_left": (self.steps_left - 1).clamp(min=0)}
 

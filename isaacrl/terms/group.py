@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from isaacrl.errors import UserError
+from isaacrl.fuse.trace import may_ask
 from isaacrl.state import State
 from isaacrl.terms import bind
 
@@ -50,7 +51,7 @@ class Delay:
         ring = torch.cat((now, self.ring[:, 1:] if again else self.ring[:, :-1]), dim=1)
         if reset is not None:
             ring = torch.where(reset[:, None, None], now, ring)
-            if self.drawn and (s.device != "cpu" or bool(reset.any())):  # asking a CPU costs nothing
+            if self.drawn and (not may_ask(s.device) or bool(reset.any())):
                 self.lag.copy_(torch.where(reset[:, None], self._draw(s), self.lag))
         self.ring.copy_(ring)
         return value.index_copy(1, self.columns, ring.gather(1, self.lag[:, None])[:, 0])

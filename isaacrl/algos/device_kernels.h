@@ -1,0 +1,489 @@
+// The kernels of device_update.py. device_kernels.py reads the KERNEL lines, makes a launch of each and compiles this for a
+// GPU or, so that tests need none, for a CPU, where a launch is a loop over its threads.
+//
+// Macros: BFLOAT16, how activations, their gradients and working copies of weights are stored (else float); ACTIVATION,
+// one of ELU, RELU and TANH; ACTIONS. Matrices are row-major; widths and strides count reals and are multiples of 8.
+
+#define ELU 0
+#define RELU 1
+#define TANH 2
+#define KERNEL inline CUDA_CALLABLE void
+#define DEVICE inline CUDA_CALLABLE
+
+#if BFLOAT16
+typedef unsigned short Real;
+#else
+typedef float Real;
+#endif
+typedef unsigned char Bool;
+typedef long long Long;
+
+constexpr int PACK = 16 / sizeof(Real);           // reals of one 16-byte access
+constexpr int ROW = (ACTIONS + 3) / 4 * 4;        // reals of an action in a sample
+constexpr int SAMPLE = 4 + 2 * ROW;               // advantage, target, old value, log probability; action; its mean
+constexpr int SUMS = 4 + ACTIONS;                 // what `loss` sums: losses, distance, clipped; gradient of log_std
+constexpr int PADDED = (ACTIONS + 7) / 8 * 8;     // reals of a row of mean_grad
+constexpr int ROUNDS = 8;                         // of the shuffle
+enum { FINITE, SCALE, RATE, ROOT, CONTROL };      // what `settle` tells `adam`
+
+// --- reals as they are stored ----------------------------------------------------------------------------------------
+
+struct alignas(16) Quad { float x[4]; };
+struct alignas(16) Bits { unsigned x[4]; };
+union Word { unsigned bits; float value; };
+
+#if BFLOAT16
+DEVICE float from_real(Real x) {
+  Word w;
+  w.bits = unsigned(x) << 16;
+  return w.value;
+}
+
+// Round to the nearest, to even where there are two.
+DEVICE Real to_real(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  unsigned short r;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(x));
+  return r;
+#else
+  Word w;
+  w.value = x;
+  if (x != x) return 0x7fff;
+  return Real((w.bits + 0x7fffu + ((w.bits >> 16) & 1u)) >> 16);
+#endif
+}
+#else
+DEVICE float from_real(Real x) { return x; }
+DEVICE Real to_real(float x) { return x; }
+#endif
+
+struct Pack { float x[PACK]; };
+
+DEVICE Pack load(const Real* p) {
+  Pack v;
+#if defined(__CUDA_ARCH__)
+  Bits b = *(const Bits*)p;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    Word low, high;
+#if BFLOAT16
+    low.bits = b.x[k] << 16;
+    high.bits = b.x[k] & 0xffff0000u;
+    v.x[2 * k] = low.value;
+    v.x[2 * k + 1] = high.value;
+#else
+    low.bits = b.x[k];
+    v.x[k] = low.value;
+#endif
+  }
+#else
+  for (int k = 0; k < PACK; ++k) v.x[k] = from_real(p[k]);
+#endif
+  return v;
+}
+
+DEVICE void store(Real* p, const Pack& v) {
+#if defined(__CUDA_ARCH__)
+  Bits b;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+#if BFLOAT16
+    b.x[k] = unsigned(to_real(v.x[2 * k])) | unsigned(to_real(v.x[2 * k + 1])) << 16;
+#else
+    Word w;
+    w.value = v.x[k];
+    b.x[k] = w.bits;
+#endif
+  }
+  *(Bits*)p = b;
+#else
+  for (int k = 0; k < PACK; ++k) p[k] = to_real(v.x[k]);
+#endif
+}
+
+// --- sums in a fixed order -------------------------------------------------------------------------------------------
+
+// Threads that add up together: a block of a GPU; on a CPU each is alone.
+#if defined(__CUDA_ARCH__)
+#define LANE int(threadIdx.x)
+#define LANES int(blockDim.x)
+#define TEAM int(blockIdx.x)
+#define SYNC __syncthreads()
+#define SHARED __shared__
+
+DEVICE float warp_sum(float x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
+// The sum over the block, in its first thread. All threads call it.
+DEVICE float team_sum(float x) {
+  SHARED float parts[32];
+  x = warp_sum(x);
+  SYNC;  // the last call's parts have been read
+  if (LANE % 32 == 0) parts[LANE / 32] = x;
+  SYNC;
+  if (LANE < 32) x = warp_sum(LANE < LANES / 32 ? parts[LANE] : 0.0f);
+  return x;
+}
+#else
+#define LANE 0
+#define LANES 1
+#define TEAM thread
+#define SYNC
+#define SHARED
+DEVICE float team_sum(float x) { return x; }
+#endif
+
+DEVICE bool finite(float x) { return fabsf(x) <= 3.4028235e38f; }
+
+// --- before the epochs -----------------------------------------------------------------------------------------------
+
+// Advantages [T, E] (Schulman et al. 2016, eq. 16) and returns; following: V of what each step led to. A world a thread.
+KERNEL gae(int thread, const float* reward, const float* value, const float* following, const Bool* terminated,
+           const Bool* truncated, float* advantage, float* returns, int T, int E, float gamma, float lam) {
+  if (thread >= E) return;
+  float carry = 0.0f;
+#pragma unroll 4
+  for (int t = T - 1; t >= 0; --t) {
+    Long i = Long(t) * E + thread;
+    float v = value[i], next = terminated[i] ? 0.0f : gamma * following[i];
+    float past = terminated[i] || truncated[i] ? 0.0f : gamma * lam * carry;
+    carry = reward[i] + next - v + past;
+    advantage[i] = carry;
+    returns[i] = carry + v;
+  }
+}
+
+// What `loss` reads of each sample, side by side. moments: mean and 1 / std of the advantages, and of values or null.
+KERNEL pack(int thread, const float* advantage, const float* returns, const float* value, const float* action,
+            const float* mean, const float* moments, const float* value_mean, const float* value_var,
+            const float* log_std, float* sample, int rows) {
+  if (thread >= rows) return;
+  float* s = sample + Long(thread) * SAMPLE;
+  float shift = value_mean ? value_mean[0] : 0.0f, scale = value_mean ? 1.0f / sqrtf(value_var[0] + 1e-8f) : 1.0f;
+  float log_prob = 0.0f;
+  for (int a = 0; a < ACTIONS; ++a) {
+    float x = action[Long(thread) * ACTIONS + a], m = mean[Long(thread) * ACTIONS + a];
+    float z = (x - m) * expf(-log_std[a]);
+    s[4 + a] = x;
+    s[4 + ROW + a] = m;
+    log_prob -= 0.5f * z * z + log_std[a] + 0.91893853320467274f;
+  }
+  s[0] = (advantage[thread] - moments[0]) * moments[1];
+  s[1] = (returns[thread] - shift) * scale;
+  s[2] = (value[thread] - shift) * scale;
+  s[3] = log_prob;
+}
+
+// Observations [rows, n] as the first layer reads them: normalized (unless mean is null), clipped, a 1, zeros.
+KERNEL normalize(int thread, const float* obs, const float* mean, const float* var, Real* out, int rows, int n,
+                 int stride, float clip) {
+  int packs = stride / PACK, row = thread / packs, first = thread % packs * PACK;
+  if (row >= rows) return;
+  Pack v;
+#pragma unroll
+  for (int k = 0; k < PACK; ++k) {
+    int c = first + k;
+    float x = c == n ? 1.0f : 0.0f;
+    if (c < n) {
+      x = obs[Long(row) * n + c];
+      if (mean) {
+        x = (x - mean[c]) * (1.0f / sqrtf(var[c] + 1e-8f));
+        x = x < -clip ? -clip : x > clip ? clip : x;  // leaves NaN
+      }
+    }
+    v.x[k] = x;
+  }
+  store(out + Long(row) * stride + first, v);
+}
+
+// Four mixed words: pcg4d of isaacrl/random.py, whose first one this returns.
+DEVICE unsigned mixed(unsigned x, unsigned y, unsigned z, unsigned w) {
+  x = x * 1664525u + 1013904223u;
+  y = y * 1664525u + 1013904223u;
+  z = z * 1664525u + 1013904223u;
+  w = w * 1664525u + 1013904223u;
+  for (int i = 0; i < 2; ++i) {
+    x += y * w;
+    y += z * x;
+    z += x * y;
+    w += y * z;
+    if (i == 0) x ^= x >> 16, y ^= y >> 16, z ^= z >> 16, w ^= w >> 16;
+  }
+  return x;
+}
+
+// A permutation of 0 .. n - 1, a function of (seed, counter + epoch): a Feistel network over the next power of two, in
+// which a number outside the range is sent on until it is inside (Black and Rogaway 2002, "cycle walking").
+KERNEL shuffle(int thread, int* order, const Long* counter, int n, int bits, int epoch, int seed) {
+  if (thread >= n) return;
+  unsigned low = bits / 2, low_mask = (1u << low) - 1, high_mask = (1u << (bits - low)) - 1, x = thread;
+  Long key = *counter + epoch;
+  do {
+    unsigned a = x & low_mask, b = x >> low;
+    for (int r = 0; r < ROUNDS; ++r) {
+      unsigned y = unsigned(key >> 32) * ROUNDS + r;
+      if (r % 2) a ^= (mixed(b, y, unsigned(key), unsigned(seed)) >> 7) & low_mask;
+      else b ^= (mixed(a, y, unsigned(key), unsigned(seed)) >> 7) & high_mask;
+    }
+    x = b << low | a;
+  } while (x >= unsigned(n));
+  order[thread] = int(x);
+}
+
+// --- a minibatch -----------------------------------------------------------------------------------------------------
+
+// Rows of source, in that order, to target and, unless it is null, to other.
+KERNEL gather(int thread, const Real* source, Real* target, Real* other, const int* order, int rows, int width,
+              int stride) {
+  int packs = width / PACK, row = thread / packs, first = thread % packs * PACK;
+  if (row >= rows) return;
+  Pack v = load(source + Long(order[row]) * width + first);
+  store(target + Long(row) * stride + first, v);
+  if (other) store(other + Long(row) * stride + first, v);
+}
+
+DEVICE float activation(float x) {
+#if ACTIVATION == RELU
+  return x < 0.0f ? 0.0f : x;
+#elif ACTIVATION == TANH
+#if BFLOAT16 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
+  asm("tanh.approx.f32 %0, %0;" : "+f"(x));
+  return x;
+#else
+  return tanhf(x);
+#endif
+#else
+  if (x > 0.0f) return x;
+#if BFLOAT16 && defined(__CUDA_ARCH__)
+  return x > -0.01f ? x + 0.5f * x * x : __expf(x) - 1.0f;
+#elif defined(__CUDA_ARCH__)
+  return expm1f(x);
+#else
+  float t = tanhf(0.5f * x);  // exp(x) - 1 without cancellation
+  return 2.0f * t / (1.0f - t);
+#endif
+#endif
+}
+
+// The activation's derivative, from its output.
+DEVICE float slope(float y) {
+#if ACTIVATION == RELU
+  return y > 0.0f ? 1.0f : 0.0f;
+#elif ACTIVATION == TANH
+  return 1.0f - y * y;
+#else
+  return y > 0.0f ? 1.0f : y + 1.0f;
+#endif
+}
+
+// The first columns of x become activation(x + bias); `batch` rows share a bias.
+KERNEL activate(int thread, Real* x, const float* bias, int rows, int width, int stride, int batch) {
+  int packs = width / PACK, row = thread / packs, first = thread % packs * PACK;
+  if (row >= rows) return;
+  Real* p = x + Long(row) * stride + first;
+  const float* b = bias + row / batch * width + first;
+  Pack v = load(p);
+#pragma unroll
+  for (int k = 0; k < PACK; k += 4) {
+    Quad q = *(const Quad*)(b + k);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) v.x[k + j] = activation(v.x[k + j] + q.x[j]);
+  }
+  store(p, v);
+}
+
+// The gradient of an activation's output becomes that of its input.
+KERNEL descend(int thread, Real* grad, const Real* output, int rows, int width, int stride) {
+  int packs = width / PACK, row = thread / packs, first = thread % packs * PACK;
+  if (row >= rows) return;
+  Real* p = grad + Long(row) * width + first;
+  Pack g = load(p), y = load(output + Long(row) * stride + first);
+#pragma unroll
+  for (int k = 0; k < PACK; ++k) g.x[k] *= slope(y.x[k]);
+  store(p, g);
+}
+
+// PPO's losses and their gradients by the networks' outputs, which lack their biases. `teams` rows of sums.
+KERNEL loss(int thread, const float* sample, const int* order, const float* mean, const float* mean_bias,
+            const float* value, const float* value_bias, const float* log_std, Real* mean_grad, Real* value_grad,
+            float* sums, int rows, int threads, int mean_width, int value_width, int value_clip, float clip,
+            float value_coef) {
+  float total[SUMS], inv_std[ACTIONS], log_norm = 0.0f, share = 1.0f / rows;
+  for (int k = 0; k < SUMS; ++k) total[k] = 0.0f;
+#pragma unroll
+  for (int a = 0; a < ACTIONS; ++a) {
+    inv_std[a] = expf(-log_std[a]);
+    log_norm += log_std[a] + 0.91893853320467274f;
+  }
+  for (int i = thread; i < rows; i += threads) {
+    const float* s = sample + Long(order[i]) * SAMPLE;
+    Quad head = *(const Quad*)s;
+    float advantage = head.x[0], target = head.x[1], old_value = head.x[2], z[PADDED], z2 = 0.0f, distance = 0.0f;
+#pragma unroll
+    for (int a = 0; a < PADDED; a += 4) {
+      Quad x, m0, m;
+      if (a < ACTIONS) {
+        x = *(const Quad*)(s + 4 + a);
+        m0 = *(const Quad*)(s + 4 + ROW + a);
+        m = *(const Quad*)(mean + Long(i) * mean_width + a);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        z[a + j] = 0.0f;
+        if (a + j < ACTIONS) {
+          float now = m.x[j] + mean_bias[a + j], moved = (m0.x[j] - now) * inv_std[a + j];
+          z[a + j] = (x.x[j] - now) * inv_std[a + j];
+          z2 += z[a + j] * z[a + j];
+          distance += moved * moved;
+        }
+      }
+    }
+    // d loss / d log prob is -ratio * advantage / rows where the clipped surrogate is not the lower one. Comparisons
+    // are such that NaN stays.
+    float ratio = expf(-0.5f * z2 - log_norm - head.x[3]);
+    float inside = ratio < 1.0f - clip ? 1.0f - clip : ratio > 1.0f + clip ? 1.0f + clip : ratio;
+    float plain = ratio * advantage, clipped = inside * advantage;
+    float grad = plain <= clipped ? -plain * share : 0.0f;
+    total[0] -= plain <= clipped ? plain : clipped;
+    total[2] += distance;
+    total[3] += fabsf(ratio - 1.0f) > clip ? 1.0f : 0.0f;
+    Real* out = mean_grad + Long(i) * mean_width;
+#pragma unroll
+    for (int a = 0; a < PADDED; a += PACK) {
+      Pack g;
+#pragma unroll
+      for (int k = 0; k < PACK; ++k) {
+        g.x[k] = 0.0f;
+        if (a + k < ACTIONS) {
+          g.x[k] = grad * z[a + k] * inv_std[a + k];
+          total[4 + (a + k < ACTIONS ? a + k : 0)] += grad * (z[a + k] * z[a + k] - 1.0f);
+        }
+      }
+      store(out + a, g);
+    }
+
+    float v = value[Long(i) * value_width] + value_bias[0], error = v - target, squared = error * error;
+    if (value_clip) {
+      // Where the clipped value is the worse one its error counts, which is constant outside the clip range.
+      float moved = v - old_value, kept = moved < -clip ? -clip : moved > clip ? clip : moved;
+      float error2 = old_value + kept - target, squared2 = error2 * error2;
+      if (squared2 > squared) {
+        error = kept == moved ? error2 : 0.0f;
+        squared = squared2;
+      }
+    }
+    total[1] += squared;
+    value_grad[Long(i) * value_width] = to_real(2.0f * value_coef * share * error);
+  }
+#pragma unroll
+  for (int k = 0; k < SUMS; ++k) {
+    float sum = team_sum(total[k]);
+    if (LANE == 0) sums[Long(TEAM) * SUMS + k] = sum;
+  }
+}
+
+// Gradients of n parameters from the products' parts: parameter i is the sum of count parts, stride apart, from
+// source[i] on, by its layer; -1: it is not of a layer. squares: a sum of their squares for each team.
+KERNEL reduce(int thread, const float* parts, const int* source, const int* layer, const int* strides,
+              const int* counts, float* grad, float* squares, int n, int threads) {
+  float square = 0.0f;
+  for (int i = thread; i < n; i += threads) {
+    if (source[i] < 0) continue;
+    const float* p = parts + source[i];
+    int count = counts[layer[i]];
+    Long stride = strides[layer[i]];
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int k = 0; k < count; ++k) sum += p[k * stride];
+    grad[i] = sum;
+    square += sum * sum;
+  }
+  square = team_sum(square);
+  if (LANE == 0) squares[TEAM] = square;
+}
+
+// By one team: what the minibatch's step is. log_std's gradient; the gradient's norm; whether the step is taken; the
+// learning rate, which follows the KL divergence if desired_kl > 0; Adam's step number. totals: the sums of
+// (losses, entropy, KL, clip fraction, gradient norm) over steps taken, and the number of those skipped.
+KERNEL settle(int thread, const float* sums, const float* squares, const float* log_std, const float* log_std0,
+              float* log_std_grad, float* lr, float* step, float* control, float* totals, int teams, int squared,
+              int rows, float value_coef, float entropy_coef, float max_norm, float desired_kl, float lr_min,
+              float lr_max) {
+  SHARED float sum[SUMS];
+#if defined(__CUDA_ARCH__)
+  for (int k = LANE / 32; k < SUMS; k += LANES / 32) {
+    float x = 0.0f;
+#pragma unroll 4
+    for (int i = LANE % 32; i < teams; i += 32) x += sums[i * SUMS + k];
+    x = warp_sum(x);
+    if (LANE % 32 == 0) sum[k] = x;
+  }
+#else
+  for (int k = 0; k < SUMS; ++k) {
+    sum[k] = 0.0f;
+    for (int i = 0; i < teams; ++i) sum[k] += sums[i * SUMS + k];
+  }
+#endif
+  float square = 0.0f;
+#pragma unroll 4
+  for (int i = LANE; i < squared; i += LANES) square += squares[i];
+  square = team_sum(square);
+  if (LANE > 0) return;
+
+  float share = 1.0f / rows, entropy = 0.0f, kl = 0.5f * (share * sum[2] - ACTIONS);
+  for (int a = 0; a < ACTIONS; ++a) {
+    float change = log_std[a] - log_std0[a], grad = sum[4 + a] - entropy_coef;
+    entropy += log_std[a] + 1.4189385332046727f;
+    kl += change + 0.5f * expf(-2.0f * change);
+    log_std_grad[a] = grad;
+    square += grad * grad;
+  }
+  float policy = share * sum[0], value = share * sum[1], norm = sqrtf(square);
+  float scale = max_norm / (norm + 1e-6f);
+  if (!finite(norm) || !finite(policy + value_coef * value - entropy_coef * entropy)) {
+    control[FINITE] = 0.0f;
+    totals[6] += 1.0f;
+    return;
+  }
+  float rate = *lr;
+  if (desired_kl > 0.0f) {
+    rate *= kl > 2.0f * desired_kl ? 1.0f / 1.5f : kl < 0.5f * desired_kl ? 1.5f : 1.0f;
+    rate = rate < lr_min ? lr_min : rate > lr_max ? lr_max : rate;
+    *lr = rate;
+  }
+  *step += 1.0f;
+  control[FINITE] = 1.0f;
+  control[SCALE] = scale < 1.0f ? scale : 1.0f;
+  control[RATE] = float(rate / (1.0 - pow(0.9, double(*step))));
+  control[ROOT] = float(1.0 / sqrt(1.0 - pow(0.999, double(*step))));
+  const float row[6] = {policy, value, entropy, kl, share * sum[3], norm};
+  for (int k = 0; k < 6; ++k) totals[k] += row[k];
+}
+
+// Adam's step (Kingma and Ba 2015, algorithm 1) on n parameters, bounds for log_std, which are the `actions` ones from
+// `first` on, and new working copies: a weight's is at target[i], a bias's at -2 - target[i], -1: there is none.
+// Without control only the copies are written.
+KERNEL adam(int thread, float* value, float* grad, float* mean, float* square, const float* control, const int* target,
+            Real* weights, float* biases, int n, int first, float low, float high) {
+  if (thread >= n) return;
+  float x = value[thread];
+  if (control) {
+    if (control[FINITE] != 0.0f) {
+      float g = grad[thread] * control[SCALE], m = mean[thread], s = square[thread];
+      m += 0.1f * (g - m);
+      s += 0.001f * (g * g - s);
+      x -= control[RATE] * m / (sqrtf(s) * control[ROOT] + 1e-8f);
+      mean[thread] = m;
+      square[thread] = s;
+      grad[thread] = g;
+    }
+    if (unsigned(thread - first) < unsigned(ACTIONS)) x = x < low ? low : x > high ? high : x;
+    value[thread] = x;
+  }
+  int to = target[thread];
+  if (to >= 0) weights[to] = to_real(x);
+  if (to < -1) biases[-2 - to] = x;
+}

@@ -1,0 +1,1 @@
+"""Functions of many worlds at once, recorded and compiled to a few kernels: `program.compile`."""

@@ -1,0 +1,77 @@
+"""A fused kernel: its text, compiled by Warp for a GPU or a CPU, and its launch on torch's stream."""
+
+import importlib.resources
+from typing import Any
+
+import torch
+import warp as wp
+
+from isaacrl.fuse.emit import Text
+from isaacrl.sim.streams import Launcher
+
+BLOCK = 128  # threads: four worlds
+# See isaacrl/sim/fused/kernel.py: the snippet leaves the function that Warp pastes it into.
+_SNIPPET = """
+  CUDA_CALLABLE void isaacrl_fused(int, int, const unsigned long long*);
+  isaacrl_fused(thread, worlds, (const unsigned long long*)arrays.data);
+}}
+namespace isaacrl {{
+{prelude}
+}}
+CUDA_CALLABLE void isaacrl_fused(int thread, int worlds, const unsigned long long* arrays) {{
+  using namespace isaacrl;
+#if defined(__CUDA_ARCH__)
+  int world = thread / 32;
+  extern __shared__ __align__(16) char isaacrl_scratch[];  // as much as the kernel's tile
+  char* S = isaacrl_scratch + (threadIdx.x / 32) * {scratch};
+  if (world >= worlds) return;
+#else
+  int world = thread;
+  alignas(16) char S[{scratch} + 16];
+#endif
+{body}
+}}
+inline CUDA_CALLABLE void isaacrl_end() {{
+"""
+
+
+class Kernel:
+    """One launch over all worlds."""
+
+    def __init__(self, text: Text, num_worlds: int, device: str):
+        self.num_worlds, self.device = num_worlds, device
+        self.on_gpu = device != "cpu"
+        self.kernel = build(text)
+        self.launcher = Launcher(device, use_graph=False)
+        self.memories = [s.memory for s in text.stores]
+        with self.launcher.stream():
+            addresses = torch.tensor([m.data_ptr() for m in self.memories], dtype=torch.int64, device=device)
+            self._addresses, self.arrays = addresses, wp.from_torch(addresses)
+            wp.load_module(self.kernel.module, device=device, block_dim=BLOCK if self.on_gpu else 1)
+
+    def __call__(self) -> None:
+        threads = -(-self.num_worlds * 32 // BLOCK) * BLOCK if self.on_gpu else self.num_worlds
+        with self.launcher.stream():
+            inputs = [self.num_worlds, self.arrays]
+            block = BLOCK if self.on_gpu else 1
+            wp.launch(self.kernel, dim=threads, inputs=inputs, device=self.device, block_dim=block)
+
+
+def build(text: Text) -> Any:
+    """The Warp kernel (worlds, arrays) of a text; on a GPU it takes 32 threads a world."""
+    prelude = (importlib.resources.files("isaacrl.fuse") / "prelude.h").read_text()
+    scratch = -(-max(text.scratch, 16) // 16) * 16
+    snippet = _SNIPPET.format(prelude=prelude, body=text.source, scratch=scratch)
+
+    @wp.func_native(snippet)
+    def run_world(thread: int, worlds: int, arrays: wp.array[wp.int64]): ...  # pyright: ignore[reportInvalidTypeForm]
+
+    words = wp.constant(scratch * (BLOCK // 32) // 4)
+    options = {"fast_math": False, "block_dim": BLOCK, "max_unroll": 0}
+
+    @wp.kernel(enable_backward=False, module="unique", module_options=options, grid_stride=False)
+    def fused(worlds: int, arrays: wp.array[wp.int64]):  # pyright: ignore[reportInvalidTypeForm]
+        memory = wp.tile_empty(shape=words, dtype=wp.float32, storage="shared")  # noqa: F841  the worlds' scratch
+        run_world(wp.tid(), worlds, arrays)
+
+    return fused

@@ -1,0 +1,105 @@
+// What the text of a fused kernel is made of: LANES lanes work on a world, on a CPU one after the other.
+#if defined(__CUDA_ARCH__)
+#define FN __device__ __forceinline__
+#define EACH(i, n) for (int i = threadIdx.x & 31; i < (n); i += 32)
+#define FIRST ((threadIdx.x & 31) == 0)
+FN void sync() { __syncwarp(); }
+#define ACROSS(name, combined)                                   \
+  template <class T>                                             \
+  FN T across_##name(T a) {                                      \
+    for (int m = 16; m; m >>= 1) {                               \
+      T b = __shfl_xor_sync(0xffffffffu, a, m);                  \
+      a = combined;                                              \
+    }                                                            \
+    return a;                                                    \
+  }
+#else
+#define FN static inline
+#define EACH(i, n) for (int i = 0; i < (n); i++)
+#define FIRST true
+FN void sync() {}
+#define ACROSS(name, combined) \
+  template <class T>           \
+  FN T across_##name(T a) {    \
+    return a;                  \
+  }
+#endif
+
+#define AT(type, byte) ((type*)(S + (byte)))
+#define WORLD ((size_t)world)
+#define INFINITE ((float)(1e30 * 1e30 * 1e300))
+#define NOT_A_NUMBER ((float)(INFINITE - INFINITE))
+
+// As torch does, NaN wins.
+template <class T>
+FN T most(T a, T b) {
+  return a != a || a > b ? a : b;
+}
+template <class T>
+FN T least(T a, T b) {
+  return a != a || a < b ? a : b;
+}
+template <class T>
+FN T absolute(T a) {
+  return a <= 0 ? 0 - a : a;
+}
+template <class T>
+FN T signum(T a) {
+  return a > 0 ? 1 : a < 0 ? -1 : a;
+}
+template <class T>
+FN bool finite(T a) {
+  return a - a == 0;
+}
+template <class T>
+FN bool infinite(T a) {
+  return a == a && a - a != 0;
+}
+template <class T>
+FN T mix(T a, T b, T w) {
+  return w < (T)0.5 ? a + w * (b - a) : b - (b - a) * (1 - w);
+}
+FN float modulo(float a, float b) {
+  float r = fmodf(a, b);
+  return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+FN double modulo(double a, double b) {
+  double r = fmod(a, b);
+  return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+template <class T>
+FN T modulo(T a, T b) {
+  T r = a % b;
+  return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+template <class T>
+FN T shift_left(T a, T n) {
+  return (T)((unsigned long long)a << n);
+}
+#if defined(__CUDA_ARCH__)
+FN float log_1p(float a) { return log1pf(a); }
+FN float exp_m1(float a) { return expm1f(a); }
+#else
+FN float log_1p(float a) { return (float)::log(1.0 + (double)a); }
+FN float exp_m1(float a) { return (float)(::exp((double)a) - 1.0); }
+#endif
+#define OF_FLOATS(name) FN float name(float a) { return ::name##f(a); }
+FN int wrapped(long long i, int n) { return (int)(i < 0 ? i + n : i); }
+template <class T>
+FN T pick(int i, T a, T b) {
+  return i == 0 ? a : b;
+}
+template <class T>
+FN T pick(int i, T a, T b, T c) {
+  return i == 0 ? a : i == 1 ? b : c;
+}
+template <class T>
+FN T pick(int i, T a, T b, T c, T d) {
+  return i < 2 ? (i == 0 ? a : b) : (i == 2 ? c : d);
+}
+ACROSS(add, a + b)
+ACROSS(multiply, a * b)
+ACROSS(most, most(a, b))
+ACROSS(least, least(a, b))
+ACROSS(or, a || b)
+ACROSS(and, a && b)

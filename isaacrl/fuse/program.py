@@ -1,0 +1,138 @@
+"""A function of many worlds' tensors, run once and compiled to a few kernels: one lane group a world, all in one pass.
+
+`compile(fn, ...)` runs fn while a recorder writes down its tensor operations. Those that concern each world by itself
+become kernels; what is left (random numbers of torch's own, large matrix products, operations that nobody taught it)
+stays as it is, between them. Carrying the result out again changes the same memory as fn would.
+"""
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from isaacrl.errors import UserError
+from isaacrl.fuse.emit import check_local, emit
+from isaacrl.fuse.lower import Loop, NotLocal, lower
+from isaacrl.fuse.trace import Recorder, Step, View, call, may_ask
+
+__all__ = ["Compiled", "call", "compile", "may_ask"]
+
+
+class Compiled:
+    """A recorded function. Called, it does to all memory that outlived the recording what the function did."""
+
+    def __init__(self, parts: list[Callable[[], None]], kernels: int, left: dict[str, int]):
+        self.parts, self.kernels = parts, kernels
+        self.left = left  # operations that are no part of a kernel: how often
+
+    def __call__(self) -> None:
+        for part in self.parts:
+            part()
+
+
+def compile(fn: Callable[[], Any], num_worlds: int, device: str, *, fused: bool = True) -> tuple[Compiled, Any]:
+    """(the compiled function, what fn returned). fused=False leaves all operations to torch, to compare.
+
+    Raises: UserError where fn asks for a tensor's values, or keeps one from a call to the next in a new tensor.
+    """
+    recorder = Recorder(num_worlds)
+    with recorder, torch.no_grad():
+        result = fn()
+    gc.collect()
+    return _compile(recorder, num_worlds, device, fused), result
+
+
+def _compile(recorder: Recorder, num_worlds: int, device: str, fused: bool) -> Compiled:
+    from isaacrl.fuse.kernel import Kernel  # starts Warp
+
+    kept = recorder.kept()
+    stores = {s.number: s for s in recorder.stores.values()}
+    for step in recorder.steps:
+        for view in step.views():
+            s = view.store
+            if s.external and s.world and s.number not in kept:
+                raise UserError(
+                    f"{step.term or 'environment'}: reads a tensor of the step before that is no longer kept; what "
+                    "outlasts a step must be a term's memory (init and advance), or train with sim.graph=false"
+                )
+    segments = _segments(recorder.steps, num_worlds, fused)
+    external = {n for n, s in stores.items() if s.external}
+    parts: list[Callable[[], None]] = []
+    kernels, left = 0, {}
+    written: set[int] = set()
+    used = [_used(s) for s in segments]
+    for k, segment in enumerate(segments):
+        if isinstance(segment, Step):
+            parts.append(segment.fn if segment.name == "call" else _replayed(segment))
+            if segment.name != "call":
+                left[segment.name] = left.get(segment.name, 0) + 1
+        else:
+            later = set().union(*used[k + 1 :]) if k + 1 < len(segments) else set()
+            text = emit(segment, external | written, external | kept | later, num_worlds)
+            if text.source.strip():
+                parts.append(Kernel(text, num_worlds, device))
+                kernels += 1
+        written |= used[k]
+    return Compiled(parts, kernels, left)
+
+
+def _segments(steps: list[Step], num_worlds: int, fused: bool) -> list[Step | list[Loop]]:
+    """Loops of consecutive operations as one, what is left by itself."""
+    out: list[Step | list[Loop]] = []
+    for step in steps:
+        loops = None
+        if fused and step.name != "call":
+            try:
+                loops = lower(step, num_worlds)
+                for loop in loops:
+                    check_local(loop, num_worlds)
+            except NotLocal as e:
+                print("NL", step.name, e)
+                loops = None
+        if loops is not None:
+            if not out or isinstance(out[-1], Step):
+                out.append([])
+            out[-1].extend(loops)  # type: ignore[union-attr]
+        else:
+            _place(out, step)
+    return out
+
+
+def _place(out: list[Step | list[Loop]], step: Step) -> None:
+    """An operation of torch's goes before the kernel under way where neither needs what the other does."""
+    if out and isinstance(out[-1], list) and step.name != "call":
+        reads = {x.store.number for loop in out[-1] for x in loop.operands()}
+        writes = {loop.out.store.number for loop in out[-1]}
+        mine = {v.store.number for v in step.views()}
+        changed = {v.store.number for v in (*step.mutates, *step.outs)}
+        if not (mine & writes or changed & (reads | writes)):
+            out.insert(len(out) - 1, step)
+            return
+    out.append(step)
+
+
+def _used(segment: Step | list[Loop]) -> set[int]:
+    if isinstance(segment, Step):
+        return {v.store.number for v in (*segment.views(), *segment.outs, *segment.mutates)}
+    return {x.store.number for loop in segment for x in (*loop.operands(), loop.out)}
+
+
+def _replayed(step: Step) -> Callable[[], None]:
+    """The operation again, its results in the memory they had."""
+    args, kwargs = torch.utils._pytree.tree_map(
+        lambda x: x.tensor() if isinstance(x, View) else x, (step.args, step.kwargs), is_leaf=lambda x: isinstance(x, View)
+    )
+    changed = {v.store.number for v in step.mutates}
+    outs = [v.tensor() for v in step.outs]
+    fresh = [v.store.number not in changed for v in step.outs]
+
+    def run() -> None:
+        with torch.no_grad():
+            result = step.fn(*args, **kwargs)
+            values = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+            for out, value, new in zip(outs, values, fresh):
+                if new:
+                    out.copy_(value)
+
+    return run
