@@ -3,8 +3,8 @@
     pip install 'isaacrl[bench]'
     python benchmarks/plot_time_to_solved.py
 
-One panel a task: the first metric of its criterion over the seconds since the first step, as the exploring policy does in
-training; a thin line a seed. Dots: evaluations without exploration. Triangles: from here on the task is solved.
+One panel a task: the first metric of its criterion over the seconds since the first step, as the exploring policy does
+in training; a thin line a seed. Dots: evaluations without exploration. Triangles: from here on the task is solved.
 Dashed: the criterion.
 """
 
@@ -38,7 +38,7 @@ def draw(ax: Any, task: str, result: dict[str, Any]) -> None:
         values = curve.get(f"metric/{metric}") or curve.get(metric) or curve.get("return", [])
         scale = run["max_episode_steps"] if metric == "episode_length" else 1.0
         pairs = [(t, v / scale) for t, v in zip(curve["seconds"], values, strict=False) if v is not None]
-        ax.plot(*zip(*pairs, strict=True), color=color, alpha=0.7, linewidth=0.8) if pairs else None
+        ax.plot([t for t, _ in pairs], [v for _, v in pairs], color=color, alpha=0.7, linewidth=0.8)
         seen = [(e["seconds"], e["criteria"][0]["value"], e["iteration"]) for e in run["evaluations"]]
         ax.plot([s[0] for s in seen], [s[1] for s in seen], ".", color=color, markersize=3, alpha=0.7)
         if run["solved"]:
@@ -76,4 +76,5 @@ def plot(file: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(plot(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "time_to_solved.json"))
+    results = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "time_to_solved.json"
+    print(plot(results) if results.is_file() else f"{results}: not there; python benchmarks/time_to_solved.py makes it")

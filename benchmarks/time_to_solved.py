@@ -5,13 +5,13 @@
 
 Each seed trains in a process of its own for the task's budget of seconds, and keeps a copy of the policy after every
 iteration, on the device. Copies and metrics are part of the time, evaluation is not: it comes afterwards, as `isaacrl
-eval` does it (512 fixed-seed episodes without exploration, the same ones for every copy). The task counts as solved from
+eval` does it (512 fixed-seed episodes without exploration, the same ones for every copy). A task counts as solved from
 the first copy on that fulfils the criterion and is followed by two others, 2% and 4% of the training later, that do
 as well. It is searched for: every 16th of the training in time order, then by halves of the interval that is left.
 
-Times are wall-clock, from the start of the process (imports, compilation and capture included) and from the first step of
-the environment (what the first iteration has to capture included). results/time_to_solved.json gets them task by task,
-with what was evaluated and the curves of training; plot_time_to_solved.py draws them.
+Times are wall-clock: from the start of the process, with imports and compilation, and from the first step of the
+environment, with what the first iteration captures. results/time_to_solved.json gets them task by task, with what was
+evaluated and the curves of training; plot_time_to_solved.py draws them.
 
 --in-process trains all seeds in this process one after the other, which saves their start-ups: for quick experiments.
 """
@@ -19,6 +19,7 @@ with what was evaluated and the curves of training; plot_time_to_solved.py draws
 import argparse
 import gc
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -115,8 +116,6 @@ class Judge:
     """Evaluates policies as `isaacrl eval` does, all in the same episodes; remembers what it has seen."""
 
     def __init__(self, cfg: Any, snapshots: list[dict[str, Any]], episodes: int):
-        import math
-
         from omegaconf import OmegaConf
 
         from isaacrl import algos
@@ -208,7 +207,9 @@ def in_a_process(task: str, seed: int, args: argparse.Namespace) -> dict[str, An
 
 
 def summary(task: str, runs: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
-    """The figures of all seeds of a task; maxima only where every seed has solved it."""
+    """The figures of all seeds of a task; a seed that has not solved it counts as one that takes forever: null."""
+    from isaacrl.files import finite
+
     out: dict[str, Any] = {
         "overrides": args.set,
         "budget_s": budget_of(task, args),
@@ -218,9 +219,10 @@ def summary(task: str, runs: list[dict[str, Any]], args: argparse.Namespace) -> 
         "solved": f"{sum(r['solved'] for r in runs)} of {len(runs)} seeds",
     }
     for key in ("solved_s_from_first_step", "solved_s_from_process_start", "solved_env_steps"):
-        values = [r[key] for r in runs if r.get(key) is not None]
-        out[f"{key}_median"] = statistics.median(values) if values else None
-        out[f"{key}_max"] = max(values) if len(values) == len(runs) else None
+        values = [r[key] if r["solved"] else math.inf for r in runs]
+        known = None not in values  # one process for all seeds has one start only
+        out[f"{key}_median"] = finite(statistics.median(values)) if known else None
+        out[f"{key}_max"] = finite(max(values)) if known else None
     out["steps_per_s_median"] = statistics.median(r["steps_per_s"] for r in runs)
     return out
 

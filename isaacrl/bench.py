@@ -117,13 +117,13 @@ def measure(cfg: DictConfig, device: str, iterations: int, warmup: int) -> dict[
 def _measure(cfg: DictConfig, memory: "Memory", iterations: int, warmup: int) -> dict[str, Any]:
     phases = Phases()
     env = Env(cfg)
-    phases.done("scene", env.engine)
+    phases.done("scene", env)
     algo = algos.build(env, cfg)
     env.stagger()
-    phases.done("networks", env.engine, algo)
+    phases.done("networks", env, algo)
     env.timer.enabled = True
     iterate(env, algo)
-    phases.done("first iteration", env.engine, algo)
+    phases.done("first iteration", env, algo)
     for _ in range(warmup - 1):
         iterate(env, algo)
     total, spent, times = Counter(), Counter(), []

@@ -6,7 +6,8 @@ obs, reward, terminated, truncated, info = env.step(action)     # tensors on env
 """
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mujoco
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from isaacrl import sim
 from isaacrl.errors import UserError
+from isaacrl.fuse import program
 from isaacrl.fuse.trace import may_ask
 from isaacrl.state import Robot, State
 from isaacrl.task import Task, container
@@ -90,6 +92,12 @@ class Env:
         columns = COUNTS + len(self.task.metric_terms) + len(self.task.reward_names)
         self._sums = torch.zeros(self.num_envs, columns, device=self.device)  # since the last read_metrics
         self._overflow = 0
+        # On a GPU a step is a few kernels instead of hundreds of operations; they are compiled at the first step.
+        self.fused = cfg.sim.graph and self.device != "cpu"
+        self._program: program.Compiled | None = None
+        self._action = torch.zeros_like(s.action)
+        self._out: Any = None
+        self.compile_seconds = 0.0
         self._dry_run()
         self.obs = self.reset()
 
@@ -123,43 +131,88 @@ class Env:
     def step(self, action: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Any]]:
         """One policy step of every world. action [E, num_actions].
 
+        On a GPU the tensors that it returns are the same ones at every step: clone what shall outlast the next one.
+
         Returns (obs, reward [E], terminated [E], truncated [E], info). obs of worlds that ended is that of their new
         episode; info["final_obs"] is the true last one. info["target"] [E, nu] is what the actuators were told.
         """
+        if not self.fused:
+            return self.step_plainly(action)
+        self._action.copy_(action)
+        if self._program is None:
+            self._program, self._out = self.compiled(lambda: self.step_plainly(self._action))
+        else:
+            self._program()
+            self.state.refresh()  # what was computed from the state before
+        return self._out
+
+    def compiled(self, fn: Callable[[], Any], moving: Sequence[Tensor] = ()) -> tuple[program.Compiled, Any]:
+        """A function that steps this environment once, compiled (isaacrl.fuse.program), and what it returned now."""
+        began = time.perf_counter()
+
+        def recorded() -> Any:
+            self.state.refresh()  # nothing of the step before may be taken for a constant
+            result = fn()
+            self.state.refresh()
+            return result
+
+        out = program.compile(recorded, self.num_envs, self.device, moving=moving)
+        self.compile_seconds += time.perf_counter() - began
+        return out
+
+    @torch.no_grad()
+    def step_plainly(self, action: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Any]]:
+        """`step`, operation by operation."""
+        self.timer.lap("env")
         s, engine = self.state, self.engine
-        with self.timer("env"):
-            s.last_action.copy_(s.action)
-            s.action.copy_(action)
-            target = self.task.pre_physics_step(s, s.action)
-            with self.timer("sim"):
-                engine.step(self.decimation, target)
-            s.refresh()
-            s.episode_step += 1
-            s.random.step += 1
-            for term in self.memory_terms:
-                term.advance(s)
-            self._run_intervals()
+        s.last_action.copy_(s.action)
+        s.action.copy_(action)
+        target = self.task.pre_physics_step(s, s.action)
+        self.timer.enter("sim")
+        engine.step(self.decimation, target)
+        self.timer.enter("env")
+        s.refresh()
+        s.episode_step += 1
+        s.random.step += 1
+        for term in self.memory_terms:
+            term.advance(s)
+        self._run_intervals()
 
-            terminated, timed_out = self.task.dones(s)
-            s.terminated = terminated | engine.nonfinite
-            s.truncated = (timed_out | (s.episode_step >= self.max_episode_steps)) & ~s.terminated
-            done = s.terminated | s.truncated
-            rewards = self.task.rewards(s) * self.step_dt
-            # A term that is not finite in one world must not spoil the batch: it counts as 0, and is counted.
-            self.spoilt = engine.nonfinite | ~torch.isfinite(rewards).all(dim=1)
-            rewards = torch.where(self.spoilt[:, None], 0.0, rewards)
-            reward = rewards.sum(dim=1)
-            self._record(rewards, reward, done)
-            final_obs = self._observe()
+        terminated, timed_out = self.task.dones(s)
+        s.terminated = terminated | engine.nonfinite
+        s.truncated = (timed_out | (s.episode_step >= self.max_episode_steps)) & ~s.terminated
+        done = s.terminated | s.truncated
+        rewards = self.task.rewards(s) * self.step_dt
+        # A term that is not finite in one world must not spoil the batch: it counts as 0, and is counted.
+        self.spoilt = engine.nonfinite | ~torch.isfinite(rewards).all(dim=1)
+        rewards = torch.where(self.spoilt[:, None], 0.0, rewards)
+        reward = rewards.sum(dim=1)
+        self._record(rewards, reward, done)
+        final_obs = self._observe()
 
-            for command in self.command_terms:  # worlds that reset draw new ones all the same
-                command.advance(s)
-            if not may_ask(self.device) or bool(done.any()):
-                self._reset(done)
-            self._read_commands()
-            self.obs = self._observe(again=True, reset=done)
+        for command in self.command_terms:  # worlds that reset draw new ones all the same
+            command.advance(s)
+        if not may_ask(self.device) or bool(done.any()):
+            self._reset(done)
+        self._read_commands()
+        obs = self._observe(again=True, reset=done)
+        if self.fused:  # the memory stays
+            for name, value in obs.items():
+                self.obs[name].copy_(value)
+        else:
+            self.obs = obs
+        self.timer.lap("")
         info = {"final_obs": final_obs, "target": target, "nonfinite": engine.nonfinite}
         return self.obs, reward, s.terminated, s.truncated, info
+
+    def one_time_out(self, steps: int) -> bool:
+        """Whether no world can reach a time limit twice within so many steps."""
+        own = type(self.task).dones is not Task.dones
+        return (
+            not own
+            and steps <= self.max_episode_steps
+            and not any(t.settings.get("time_out") for t in self.task.termination_terms)
+        )
 
     def _observe(self, *, again: bool = False, reset: Tensor | None = None) -> dict[str, Tensor]:
         own = self.task.observations(self.state)

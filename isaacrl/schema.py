@@ -84,7 +84,7 @@ class SimConfig:
     deterministic: bool = key(
         False, "physics that repeats bit for bit on a GPU, at some cost in speed (mjwarp; others always do)"
     )
-    graph: bool = key(True, "capture the physics steps in a CUDA graph (mjwarp on a GPU; warp has one launch anyway)")
+    graph: bool = key(True, "on a GPU: compile the environment step, and run rollouts and updates as CUDA graphs")
 
 
 @dataclass
@@ -113,6 +113,9 @@ class PPOConfig:
     hidden: list[int] = key([256, 128, 64], "hidden layers of the policy", ge=1)
     critic_hidden: list[int] | None = key(None, "hidden layers of the critic; default: as the policy", ge=1)
     activation: str = key("elu", "activation of hidden layers", choices=("elu", "relu", "tanh"))
+    precision: str = key(
+        "tf32", "matrix products of the update on a GPU; sums are always float32", choices=("float32", "tf32", "bf16")
+    )
     init_std: float = key(1.0, "initial standard deviation of actions", gt=0)
     min_std: float = key(0.05, "lower bound of the standard deviation", gt=0)
     max_std: float = key(2.0, "upper bound of the standard deviation", gt=0)

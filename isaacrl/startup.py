@@ -4,8 +4,8 @@ import os
 import time
 from typing import Any
 
-# In this order they are shown. What engine and algorithm have counted themselves, compiling kernels and capturing
-# CUDA graphs, is taken out of the phase in which it happened.
+# In this order they are shown. What environment, engine and algorithm have counted themselves, as `compile_seconds` and
+# `capture_seconds`, is taken out of the phase in which it happened.
 PHASES = ("imports", "scene", "compile", "networks", "logging", "capture", "first iteration")
 
 _imported = time.perf_counter()
@@ -42,16 +42,13 @@ class Phases:
         if _began is not None:
             self._spent["imports"], _began = self._last - _began, None
 
-    def done(self, name: str, engine: Any = None, algo: Any = None) -> None:
+    def done(self, name: str, env: Any = None, algo: Any = None) -> None:
         """A phase ends here."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
-        counted = {
-            "compile": getattr(engine, "compile_seconds", None),
-            "capture": getattr(algo, "capture_seconds", None),
-        }
-        for part, total in counted.items():
-            if total is not None and (new := min(total - self._spent.get(part, 0.0), seconds)) > 0.0:
+        for part in ("compile", "capture"):
+            total = sum(getattr(x, f"{part}_seconds", 0.0) for x in (env, getattr(env, "engine", None), algo))
+            if (new := min(total - self._spent.get(part, 0.0), seconds)) > 0.0:
                 self._spent[part] = self._spent.get(part, 0.0) + new
                 seconds -= new
         self._spent[name] = self._spent.get(name, 0.0) + seconds

@@ -28,10 +28,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     with StopSignals() as signals:
         phases = Phases()
         env = Env(cfg)
-        phases.done("scene", env.engine)
+        phases.done("scene", env)
         algo = algos.build(env, cfg)
         env.stagger()
-        phases.done("networks", env.engine, algo)
+        phases.done("networks", env, algo)
         folder = runs.create(
             cfg.outputs, cfg.task.name, cfg.algo.name, dump(cfg), command=sys.argv, term_files=_user_files(env)
         )
@@ -45,14 +45,14 @@ def resume(run_path: Path, cfg: DictConfig) -> dict[str, Any]:
         phases = Phases()
         state, _ = runs.load_checkpoint(run_path, "latest")
         env = Env(cfg)
-        phases.done("scene", env.engine)
+        phases.done("scene", env)
         algos.check_signature(state["signature"], env)
         algo = algos.build(env, cfg)
         algo.load_state_dict(state["algo"])
         env.load_state_dict(state["env"])
         if cfg.algo.lr != load_stored(run_path / "config.yaml", trust=True, training=False).algo.lr:
             algo.lr.fill_(cfg.algo.lr)  # asked for on the command line: instead of the stored one
-        phases.done("networks", env.engine, algo)
+        phases.done("networks", env, algo)
         progress = Progress(**state["progress"])
         if progress.iteration >= cfg.algo.iterations:
             raise UserError(
@@ -100,7 +100,7 @@ def _loop(
         while progress.iteration < cfg.algo.iterations and not signals.received:
             metrics = _iterate(cfg, env, algo, progress, log)
             if progress.iteration == start + 1:
-                phases.done("first iteration", env.engine, algo)
+                phases.done("first iteration", env, algo)
                 for name, seconds in phases.seconds.items():
                     log.phase(name, seconds)
             log.log(metrics, progress.iteration)

@@ -170,19 +170,20 @@ def test_outputs_that_cannot_be_written(capsys):
 def test_phases_split_off_what_others_have_counted(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    phases, engine, algo = Phases(), SimpleNamespace(compile_seconds=0.0), SimpleNamespace(capture_seconds=0.0)
-    for name, seconds, compiled, captured in (
-        ("scene", 5.0, 3.0, 0.0),
-        ("networks", 1.0, 3.0, 0.0),
-        ("first iteration", 4.0, 3.5, 2.0),
+    engine, algo = SimpleNamespace(compile_seconds=0.0), SimpleNamespace(capture_seconds=0.0)
+    phases, env = Phases(), SimpleNamespace(compile_seconds=0.0, engine=engine)
+    for name, seconds, engines, steps, captured in (
+        ("scene", 5.0, 3.0, 0.0, 0.0),
+        ("networks", 1.0, 3.0, 0.0, 0.0),
+        ("first iteration", 4.0, 3.0, 0.5, 2.0),
     ):
         now[0] += seconds
-        engine.compile_seconds, algo.capture_seconds = compiled, captured
-        phases.done(name, engine, algo)
+        engine.compile_seconds, env.compile_seconds, algo.capture_seconds = engines, steps, captured
+        phases.done(name, env, algo)
     expected = {"scene": 2.0, "compile": 3.5, "networks": 1.0, "capture": 2.0, "first iteration": 1.5}
     assert phases.seconds == pytest.approx(expected) and list(phases.seconds) == list(expected)
     now[0] += 1.0
-    phases.done("first iteration", SimpleNamespace(), SimpleNamespace())  # an engine that counts nothing
+    phases.done("first iteration", SimpleNamespace(engine=None), SimpleNamespace())  # nobody counts
     assert sum(phases.seconds.values()) == pytest.approx(11.0)
 
 

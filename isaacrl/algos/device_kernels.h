@@ -199,7 +199,7 @@ KERNEL normalize(int thread, const float* obs, const float* mean, const float* v
   store(out + Long(row) * stride + first, v);
 }
 
-// Four mixed words: pcg4d of isaacrl/random.py, whose first one this returns.
+// The last of the four mixed words of isaacrl/random.py's pcg4d.
 DEVICE unsigned mixed(unsigned x, unsigned y, unsigned z, unsigned w) {
   x = x * 1664525u + 1013904223u;
   y = y * 1664525u + 1013904223u;
@@ -212,7 +212,7 @@ DEVICE unsigned mixed(unsigned x, unsigned y, unsigned z, unsigned w) {
     w += y * z;
     if (i == 0) x ^= x >> 16, y ^= y >> 16, z ^= z >> 16, w ^= w >> 16;
   }
-  return x;
+  return w;
 }
 
 // A permutation of 0 .. n - 1, a function of (seed, counter + epoch): a Feistel network over the next power of two, in
@@ -225,8 +225,8 @@ KERNEL shuffle(int thread, int* order, const Long* counter, int n, int bits, int
     unsigned a = x & low_mask, b = x >> low;
     for (int r = 0; r < ROUNDS; ++r) {
       unsigned y = unsigned(key >> 32) * ROUNDS + r;
-      if (r % 2) a ^= (mixed(b, y, unsigned(key), unsigned(seed)) >> 7) & low_mask;
-      else b ^= (mixed(a, y, unsigned(key), unsigned(seed)) >> 7) & high_mask;
+      if (r % 2) a ^= mixed(b, y, unsigned(key), unsigned(seed)) & low_mask;
+      else b ^= mixed(a, y, unsigned(key), unsigned(seed)) & high_mask;
     }
     x = b << low | a;
   } while (x >= unsigned(n));
@@ -416,7 +416,7 @@ KERNEL settle(int thread, const float* sums, const float* squares, const float* 
 #if defined(__CUDA_ARCH__)
   for (int k = LANE / 32; k < SUMS; k += LANES / 32) {
     float x = 0.0f;
-#pragma unroll 4
+#pragma unroll 16
     for (int i = LANE % 32; i < teams; i += 32) x += sums[i * SUMS + k];
     x = warp_sum(x);
     if (LANE % 32 == 0) sum[k] = x;

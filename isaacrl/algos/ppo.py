@@ -4,6 +4,7 @@ Shapes: T steps of a rollout, E worlds, N = T * E samples, D observation, A acti
 """
 
 import math
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -119,10 +120,20 @@ class PPO:
         rows = cfg.num_steps * env.num_envs // cfg.minibatches
         by_hand = self.device == "cpu" and host_update.is_small(rows, self.policy, self.critic)
         self.gradient = host_update.Gradient(self.policy, self.critic, cfg) if by_hand else None
+        self.seed = seed
+        self.on_device: Any = None
+        if self.device != "cpu":
+            self._use_device_update()
         self.obs: Tensor | None = None  # the rollout's buffers are made when the first one starts
+        self._program: Any = None  # a step of the rollout
+        self._graphs: list[torch.cuda.CUDAGraph] | None = None
+        self._metrics: dict[str, Tensor] = {}
+        self.capture_seconds = 0.0
 
     def _allocate(self) -> None:
-        """Buffers of a rollout, [T, E, ...]."""
+        """Buffers of a rollout, [T, E, ...], once."""
+        if self.obs is not None:
+            return
         env, cfg = self.env, self.cfg
         T, E = cfg.num_steps, env.num_envs
 
@@ -131,8 +142,10 @@ class PPO:
 
         self.obs = buffer(env.obs["policy"].shape[1])
         self.critic_obs = buffer(env.obs[self.critic_group].shape[1])
-        self.final_obs = torch.zeros_like(self.critic_obs)
+        # A world whose time can run out once in a rollout needs room for one final observation.
+        self.final_obs = torch.zeros_like(self.critic_obs[0] if env.one_time_out(T) else self.critic_obs)
         self.actions, self.mean = buffer(env.task.num_actions), buffer(env.task.num_actions)
+        self.noise = buffer(env.task.num_actions)
         self.reward = buffer()
         self.terminated, self.truncated = buffer(dtype=torch.bool), buffer(dtype=torch.bool)
 
@@ -140,26 +153,88 @@ class PPO:
 
     def iterate(self, timer: Timer) -> dict[str, Tensor]:
         """A rollout and the updates from it; metrics as device scalars."""
-        if self.obs is None:
+        if not self.env.fused:
             self._allocate()
-        self._rollout(timer)
+            self._rollout(timer)
+            with timer("update"):
+                return self._update()
+        # On a GPU: the first iteration compiles, the second one is captured, all later ones replay it.
+        if self._graphs is not None:
+            for graph in self._graphs:
+                graph.replay()
+        elif self.obs is None:
+            self._allocate()
+            self._rollout(timer)
+            with timer("update"):
+                self._metrics = self._update()
+        else:
+            self._capture(timer)
+        return self._metrics
+
+    def _capture(self, timer: Timer) -> None:
+        """The rollout and the update as CUDA graphs, run once."""
+        began = time.perf_counter()
+        self._graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        for graph, body in zip(self._graphs, (self._rollout, self._timed_update)):
+            graph.register_generator_state(self.generator)
+            with timer.captured(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                body(timer)
+            graph.replay()
+        self.capture_seconds = time.perf_counter() - began
+
+    def _timed_update(self, timer: Timer) -> None:
         with timer("update"):
-            return self._update()
+            self._metrics = self._update()
 
     @torch.no_grad()
     def _rollout(self, timer: Timer) -> None:
+        env, steps = self.env, self.cfg.num_steps
+        self.noise.normal_(generator=self.generator)
+        if not env.fused:
+            for t in range(steps):
+                self._collect(t)
+            return
+        enabled = timer.enabled
+        for t in range(steps):
+            # Marks cost time themselves: one step stands for all.
+            timer.enabled, timer.weight = enabled and t == steps // 2, float(steps)
+            if self._program is None:
+                moving = [x for x in self._buffers() if x.ndim and len(x) == steps]
+                self._program, _ = env.compiled(lambda: self._collect(0), moving)
+            else:
+                self._program(t)
+                env.state.refresh()
+        timer.enabled, timer.weight = enabled, 1.0
+
+    def _buffers(self) -> list[Tensor]:
+        """What a rollout leaves, step by step."""
+        buffers = [self.obs, self.critic_obs, self.actions, self.mean, self.noise, self.reward]
+        final = [] if self.final_obs.ndim == 2 else [self.final_obs]
+        return [*buffers, self.terminated, self.truncated, *final]
+
+    def _collect(self, t: int) -> None:
+        """Step t of the rollout."""
         env = self.env
-        with timer("policy"):
-            noise = torch.randn(self.actions.shape, generator=self.generator, device=self.device)
-            noise *= self.policy.log_std.exp()
-        for t in range(self.cfg.num_steps):
-            with timer("policy"):
-                self.obs[t] = env.obs["policy"]
-                self.critic_obs[t] = env.obs[self.critic_group]
-                self.mean[t] = self.policy(self.obs[t])
-                torch.add(self.mean[t], noise[t], out=self.actions[t])
-            _, self.reward[t], self.terminated[t], self.truncated[t], info = env.step(self.actions[t])
-            self.final_obs[t] = info["final_obs"][self.critic_group]
+        env.timer.enter("policy")
+        obs = env.obs["policy"]
+        self.obs[t].copy_(obs)
+        self.critic_obs[t].copy_(env.obs[self.critic_group])
+        mean = self.policy(obs)
+        self.mean[t].copy_(mean)
+        action = mean + self.noise[t] * self.policy.log_std.exp()
+        self.actions[t].copy_(action)
+        _, reward, terminated, truncated, info = env.step_plainly(action)
+        self.reward[t].copy_(reward)
+        self.terminated[t].copy_(terminated)
+        self.truncated[t].copy_(truncated)
+        final = info["final_obs"][self.critic_group]
+        if self.final_obs.ndim == 2:
+            self.final_obs.copy_(torch.where(truncated[:, None], final, self.final_obs))
+        else:
+            self.final_obs[t].copy_(final)
+        env.timer.enter("")
 
     def _values(self) -> tuple[Tensor, Tensor]:
         """V of each observation and of the one that each step led to, in reward units, both [T, E]."""
@@ -168,13 +243,40 @@ class PPO:
         following = torch.cat((value[1:], last[None]))
         # Where time ran out the next observation belongs to a new episode: take the true final one.
         if self.device == "cpu":
-            following[self.truncated] = self.critic.restore(self.critic(self.final_obs[self.truncated]))
+            t, world = self.truncated.nonzero(as_tuple=True)
+            final = self.final_obs[world] if self.final_obs.ndim == 2 else self.final_obs[t, world]
+            following[t, world] = self.critic.restore(self.critic(final))
         else:  # fixed shapes
             following = torch.where(self.truncated, self.critic.restore(self.critic(self.final_obs)), following)
         return value, following
 
+    def _use_device_update(self) -> None:
+        """From now on `_update` is that of `device_update.py`, on whatever device."""
+        from isaacrl.algos.device_update import DeviceUpdate  # imports Warp
+
+        parts = self.policy, self.critic, self.params, self.optimizer, self.lr, self.cfg
+        samples, shared = self.cfg.num_steps * self.env.num_envs, self.critic_group == "policy"
+        self.on_device = DeviceUpdate(*parts, seed=self.seed, samples=samples, shared=shared, device=self.device)
+
     def _update(self) -> dict[str, Tensor]:
         cfg = self.cfg
+        if self.on_device is not None:
+            with torch.no_grad():
+                value, following = self._values()
+                metrics, returns = self.on_device(
+                    obs=self.obs,
+                    critic_obs=self.critic_obs,
+                    action=self.actions,
+                    mean=self.mean,
+                    reward=self.reward,
+                    terminated=self.terminated,
+                    truncated=self.truncated,
+                    value=value,
+                    following=following,
+                )
+                self._update_normalizers(self.obs, self.critic_obs)
+                self._update_returns(returns)
+            return metrics
         with torch.no_grad():
             value, following = self._values()
             done = self.terminated | self.truncated
@@ -324,13 +426,14 @@ class PPO:
         return self.policy(obs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks, optimizer, learning rate, normalizers and random generator."""
+        """Networks, optimizer, learning rate, normalizers and what random numbers depend on."""
         return {
             "policy": self.policy.state_dict(),
             "critic": self.critic.state_dict(),
             "lr": self.lr.clone(),
             "optimizer": self.optimizer.state_dict()["state"],
             "generator": self.generator.get_state(),
+            "shuffles": self.on_device.shuffles.clone() if self.on_device else torch.zeros((), dtype=torch.int64),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -341,6 +444,8 @@ class PPO:
         full = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": full["param_groups"]})
         self.optimizer.param_groups[0]["lr"] = self.lr
+        if self.on_device is not None:
+            self.on_device.restore(self.optimizer, state.get("shuffles"))
         generator = state["generator"].cpu()
         if generator.numel() == self.generator.get_state().numel():  # one of a GPU means nothing on a CPU
             self.generator.set_state(generator)

@@ -38,21 +38,26 @@ inline CUDA_CALLABLE void isaacrl_end() {{
 class Kernel:
     """One launch over all worlds."""
 
-    def __init__(self, text: Text, num_worlds: int, device: str):
+    def __init__(self, text: Text, num_worlds: int, device: str, moving: dict[int, tuple[int, int]]):
+        """moving: storage -> (elements of its first axis, bytes from one to the next)."""
         self.num_worlds, self.device = num_worlds, device
         self.on_gpu = device != "cpu"
         self.kernel = build(text)
         self.launcher = Launcher(device, use_graph=False)
         self.memories = [s.memory for s in text.stores]
         with self.launcher.stream():
-            addresses = torch.tensor([m.data_ptr() for m in self.memories], dtype=torch.int64, device=device)
-            self._addresses, self.arrays = addresses, wp.from_torch(addresses)
+            first = torch.tensor([m.data_ptr() for m in self.memories], dtype=torch.int64)
+            step = torch.tensor([moving.get(m._cdata, (1, 0))[1] for m in self.memories], dtype=torch.int64)
+            count = max(moving.get(m._cdata, (1, 0))[0] for m in self.memories)
+            # Addresses of the arrays, for every index of what moves.
+            self._addresses = (first + torch.arange(count)[:, None] * step).to(device)
+            self.arrays = [wp.from_torch(row) for row in self._addresses]
             wp.load_module(self.kernel.module, device=device, block_dim=BLOCK if self.on_gpu else 1)
 
-    def __call__(self) -> None:
+    def __call__(self, index: int = 0) -> None:
         threads = -(-self.num_worlds * 32 // BLOCK) * BLOCK if self.on_gpu else self.num_worlds
         with self.launcher.stream():
-            inputs = [self.num_worlds, self.arrays]
+            inputs = [self.num_worlds, self.arrays[min(index, len(self.arrays) - 1)]]
             block = BLOCK if self.on_gpu else 1
             wp.launch(self.kernel, dim=threads, inputs=inputs, device=self.device, block_dim=block)
 

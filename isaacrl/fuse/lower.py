@@ -188,6 +188,8 @@ class _Lowering:
             return [self.elementwise(out, [1], "{0}")]
         if word in ("cat", "stack"):
             return self.join(out, args, stacked=word == "stack")
+        if base == "elu.default" and all(x == 1 for x in (*args[1:], *self.step.kwargs.values())):
+            return [self.elementwise(out, args, "{0} > 0 ? {0} : exp_m1({0})")]
         if word in FOLDS:
             return [self.fold(out, args, word)]
         if base in ("mv.default", "mm.default", "bmm.default", "dot.default"):

@@ -6,10 +6,11 @@ stays as it is, between them. Carrying the result out again changes the same mem
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from isaacrl.errors import UserError
 from isaacrl.fuse.emit import check_local, emit
@@ -22,17 +23,22 @@ __all__ = ["Compiled", "call", "compile", "may_ask"]
 class Compiled:
     """A recorded function. Called, it does to all memory that outlived the recording what the function did."""
 
-    def __init__(self, parts: list[Callable[[], None]], kernels: int, left: dict[str, int]):
+    def __init__(self, parts: list[Callable[[int], None]], kernels: int, left: dict[str, int]):
         self.parts, self.kernels = parts, kernels
         self.left = left  # operations that are no part of a kernel: how often
 
-    def __call__(self) -> None:
+    def __call__(self, index: int = 0) -> None:
+        """Carry it out. index: which element of its first axis every `moving` tensor now has in place of the first."""
         for part in self.parts:
-            part()
+            part(index)
 
 
-def compile(fn: Callable[[], Any], num_worlds: int, device: str, *, fused: bool = True) -> tuple[Compiled, Any]:
+def compile(
+    fn: Callable[[], Any], num_worlds: int, device: str, *, moving: Sequence[Tensor] = (), fused: bool = True
+) -> tuple[Compiled, Any]:
     """(the compiled function, what fn returned). fused=False leaves all operations to torch, to compare.
+
+    moving: tensors [T, E, ...] of which fn writes the first element only, and the compiled function any other.
 
     Raises: UserError where fn asks for a tensor's values, or keeps one from a call to the next in a new tensor.
     """
@@ -40,10 +46,13 @@ def compile(fn: Callable[[], Any], num_worlds: int, device: str, *, fused: bool 
     with recorder, torch.no_grad():
         result = fn()
     gc.collect()
-    return _compile(recorder, num_worlds, device, fused), result
+    steps = {t.untyped_storage()._cdata: (len(t), t.stride(0) * t.element_size()) for t in moving}
+    return _compile(recorder, num_worlds, device, fused, steps), result
 
 
-def _compile(recorder: Recorder, num_worlds: int, device: str, fused: bool) -> Compiled:
+def _compile(
+    recorder: Recorder, num_worlds: int, device: str, fused: bool, moving: dict[int, tuple[int, int]]
+) -> Compiled:
     from isaacrl.fuse.kernel import Kernel  # starts Warp
 
     kept = recorder.kept()
@@ -58,20 +67,40 @@ def _compile(recorder: Recorder, num_worlds: int, device: str, fused: bool) -> C
                 )
     segments = _segments(recorder.steps, num_worlds, fused)
     external = {n for n, s in stores.items() if s.external}
-    parts: list[Callable[[], None]] = []
+    parts: list[Callable[[int], None]] = []
     kernels, left = 0, {}
     written: set[int] = set()
     used = [_used(s) for s in segments]
     for k, segment in enumerate(segments):
         if isinstance(segment, Step):
-            parts.append(segment.fn if segment.name == "call" else _replayed(segment))
+            if any(v.store.memory._cdata in moving for v in (*segment.views(), *segment.mutates)):
+                raise RuntimeError(f"{segment.name} on a moving tensor")
+            parts.append(_called(segment) if segment.name == "call" else _replayed(segment))
             if segment.name != "call":
                 left[segment.name] = left.get(segment.name, 0) + 1
         else:
             later = set().union(*used[k + 1 :]) if k + 1 < len(segments) else set()
             text = emit(segment, external | written, external | kept | later, num_worlds)
+            import os
+
+            if os.environ.get("FUSE_DUMP"):
+                print(
+                    "SEG",
+                    len(segment),
+                    "lines",
+                    text.source.count(chr(10)),
+                    "syncs",
+                    text.source.count("sync()"),
+                    "each",
+                    text.source.count("EACH"),
+                    "scratch",
+                    text.scratch,
+                    "arrays",
+                    len(text.stores),
+                )
+                open(f"/tmp/seg{len(parts)}.txt", "w").write(text.source)
             if text.source.strip():
-                parts.append(Kernel(text, num_worlds, device))
+                parts.append(Kernel(text, num_worlds, device, moving))
                 kernels += 1
         written |= used[k]
     return Compiled(parts, kernels, left)
@@ -87,8 +116,7 @@ def _segments(steps: list[Step], num_worlds: int, fused: bool) -> list[Step | li
                 loops = lower(step, num_worlds)
                 for loop in loops:
                     check_local(loop, num_worlds)
-            except NotLocal as e:
-                print("NL", step.name, e)
+            except NotLocal:
                 loops = None
         if loops is not None:
             if not out or isinstance(out[-1], Step):
@@ -118,16 +146,32 @@ def _used(segment: Step | list[Loop]) -> set[int]:
     return {x.store.number for loop in segment for x in (*loop.operands(), loop.out)}
 
 
-def _replayed(step: Step) -> Callable[[], None]:
+def _called(step: Step) -> Callable[[int], None]:
+    return lambda index: step.fn()
+
+
+def _replayed(step: Step) -> Callable[[int], None]:
     """The operation again, its results in the memory they had."""
     args, kwargs = torch.utils._pytree.tree_map(
-        lambda x: x.tensor() if isinstance(x, View) else x, (step.args, step.kwargs), is_leaf=lambda x: isinstance(x, View)
+        lambda x: x.tensor() if isinstance(x, View) else x,
+        (step.args, step.kwargs),
+        is_leaf=lambda x: isinstance(x, View),
     )
     changed = {v.store.number for v in step.mutates}
     outs = [v.tensor() for v in step.outs]
     fresh = [v.store.number not in changed for v in step.outs]
+    into = getattr(step.fn.overloadpacket, "out", None) if len(outs) == 1 and all(fresh) else None
+    if into is not None and [a.name for a in into._schema.arguments][:-1] == [
+        a.name for a in step.fn._schema.arguments
+    ]:
 
-    def run() -> None:
+        def write(index: int) -> None:
+            with torch.no_grad():
+                into(*args, **kwargs, out=outs[0])
+
+        return write
+
+    def run(index: int) -> None:
         with torch.no_grad():
             result = step.fn(*args, **kwargs)
             values = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]

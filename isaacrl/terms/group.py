@@ -148,7 +148,7 @@ class ObservationGroup:
             depth = history.shape[1]
             parts = [history[:, depth - h :, a:b].flatten(1) for h, (a, b) in zip(self.lengths, self.spans)]
             now = torch.cat(parts, dim=1)
-        self.raw = now
+        self.raw.copy_(now)
         return torch.minimum(torch.maximum(now, self.low), self.high) * self.scale
 
     def contract(self, s: State) -> list[dict[str, Any]]:
