@@ -1,11 +1,12 @@
 """Training beside mjlab 1.6 on one NVIDIA GPU: the same robots, task, networks and settings of PPO, in one run.
 
     pip install --target SITE --no-deps mjlab==1.6.0 mujoco==3.11.0 mujoco-warp==3.11.0 rsl-rl-lib==5.4.2 tensordict \
-        tyro prettytable wcwidth docstring_parser typeguard pyvers orjson cloudpickle scipy
+        tyro prettytable wcwidth docstring_parser typeguard pyvers orjson cloudpickle scipy glfw
     python benchmarks/versus_mjlab.py --peer SITE [--robots go1 g1] [--num-envs 4096] [--iterations 300] [--seconds 240]
 
 mjlab wants an older MuJoCo than isaacrl, so it is a process of its own (versus_mjlab_peer.py) whose PYTHONPATH is SITE;
-torch, numpy and Warp may be this Python's own. What mjlab imports for viewers, videos and logs may be missing there.
+torch, numpy, tensorboard and Warp may be this Python's own. What mjlab imports for viewers, videos and logs alone may
+be missing.
 
 1. mjlab builds and compiles the robot of its flat velocity task and saves it as XML with its settings. isaacrl loads
    that file (`asset.path=`) into conf/task/mjlab_ROBOT.yaml, the same task in isaacrl's words. The compiled models are
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,6 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     from isaacrl.env import Env
 
     (robot,) = args.robots
-    sys.path.insert(0, str(HERE))  # the task's own terms
     cfg = compose(
         [
             f"task=mjlab_{robot}",
@@ -180,11 +181,12 @@ def run(command: list[str], log: Path, **env: str) -> str | None:
     return f"exit code {process.returncode}: {said[-1] if said else ''}"
 
 
-def compare(args: argparse.Namespace, robot: str, folder: Path) -> dict[str, Any]:
-    """One robot: the model, both sides one after the other, what came of it."""
+def compare(args: argparse.Namespace, robot: str, folder: Path) -> Iterator[dict[str, Any]]:
+    """One robot: the model, both sides one after the other, what came of it; so far after each, at last all."""
     of_peer = {"PYTHONPATH": args.peer, "MUJOCO_GL": "disable"}
     if failed := run([str(PEER), "--robot", robot, "--save-xml", str(folder)], folder / "save.log", **of_peer):
-        return {"error": f"saving the model: {failed}"}
+        yield {"error": f"saving the model: {failed}"}
+        return
     facts = json.loads((folder / f"{robot}.json").read_text())
     sizes = {
         k: str(getattr(args, k.replace("-", "_"))) for k in ("num-envs", "iterations", "seconds", "seed", "device")
@@ -209,6 +211,7 @@ def compare(args: argparse.Namespace, robot: str, folder: Path) -> dict[str, Any
         samples = args.num_envs * facts["ppo"]["num_steps"]
         result["sides"][side] = summary(runs[side], side, samples, args.warmup)
         print(f"{robot} {side}: {result['sides'][side]['steps_per_s']} steps/s", file=sys.stderr, flush=True)
+        yield result
     if "isaacrl" in runs:
         result["unequal"] = runs["isaacrl"]["unequal"]
         if "mjlab" in runs:
@@ -217,7 +220,7 @@ def compare(args: argparse.Namespace, robot: str, folder: Path) -> dict[str, Any
         rates = [result["sides"][s]["steps_per_s"] for s in ("isaacrl", "mjlab")]
         result["ratio"] = round(rates[0] / rates[1], 2)
         result["reached"] = reached(runs["isaacrl"]["rows"], runs["mjlab"]["rows"], facts["rewards"])
-    return result
+    yield result
 
 
 def summary(run: dict[str, Any], side: str, samples: int, warmup: int) -> dict[str, Any]:
@@ -363,8 +366,9 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         for robot in args.robots:
-            result["robots"][robot] = compare(args, robot, Path(folder))
-            save(result, args.out)
+            for so_far in compare(args, robot, Path(folder)):
+                result["robots"][robot] = so_far
+                save(result, args.out)
     print(table(result))
 
 

@@ -27,7 +27,7 @@ class Timer:
         self._open: list[str] = []
 
     def _mark(self, section: str) -> None:
-        trace.call(lambda: self._record(section))
+        trace.mark(lambda: self._record(section))
 
     def _record(self, section: str) -> None:
         if not self.enabled:

@@ -97,7 +97,7 @@ def test_the_whole_update_is_that_of_autograd(changes):
 
 
 def gradients(**changes):
-    """(autograd's gradient and row of metrics, the device update's), with networks that have moved since the rollout."""
+    """Two agents with the gradients of networks that have moved since the rollout, and autograd's row of metrics."""
     one, other = pair(**({"num_envs": 40, "epochs": 1, "minibatches": 1, "max_grad_norm": 1e9} | changes))
     other.on_device.shuffle = lambda epoch: other.on_device.order.copy_(torch.arange(other.on_device.samples))
     taken, step, minibatch = [], one._minibatch, other.on_device.minibatch
@@ -129,11 +129,12 @@ def test_the_gradient_is_that_of_autograd(changes):
 
 @pytest.mark.parametrize("activation", ["elu", "relu", "tanh"])
 def test_the_gradient_in_bfloat16_is_that_of_autograd_to_rounding(activation):
-    one, other, row = gradients(activation=activation, precision="bf16")
+    one, other, row = gradients(activation=activation, precision="bf16", num_envs=400)
     assert all(x.dtype == torch.bfloat16 for x in (other.on_device.weights, other.on_device.inputs[0]))
     for mine, reference in ((other.policy, one.policy), (other.critic, one.critic)):
         for a, b in zip(mine.parameters(), reference.parameters()):
-            assert (a.grad - b.grad).norm() < 0.03 * b.grad.norm()
+            # A rectifier whose input is near 0 may open or not.
+            assert (a.grad - b.grad).norm() < (0.08 if activation == "relu" else 0.02) * b.grad.norm()
     torch.testing.assert_close(other.on_device.totals, row, rtol=0.03, atol=1e-3)
 
 
@@ -153,10 +154,8 @@ def test_advantages_are_those_of_gae():
         value, following = algo._values()
         done = algo.terminated | algo.truncated
         expected = ppo.gae(algo.reward, value, following, algo.terminated, done, gamma=0.99, lam=0.95)
-    _, returns = algo.on_device(
-        **{k: getattr(algo, k) for k in ("obs", "critic_obs", "mean", "reward", "terminated", "truncated")},
-        **{"action": algo.actions, "value": value, "following": following},
-    )
+    same = {k: getattr(algo, k) for k in ("obs", "critic_obs", "mean", "reward", "terminated", "truncated")}
+    _, returns = algo.on_device(**same, action=algo.actions, value=value, following=following)
     torch.testing.assert_close(algo.on_device.advantage, expected.flatten())
     torch.testing.assert_close(returns, expected + value)
 
@@ -219,7 +218,7 @@ def test_a_non_finite_update_is_skipped_and_counted(where, activation):
     algo.cfg.normalize_value = False
     algo.critic.returns = None  # it would rescale the last layer
     metrics = algo._update()
-    bad = 4 if where == "reward" else 2  # the advantages of all, or the minibatch with the sample
+    bad = 2 if where == "actions" else 4  # the minibatches with the sample, or the advantages of all
     assert metrics["skipped_updates"] == bad
     if bad == 4:
         assert torch.equal(algo.params.value, before) and algo.lr == pytest.approx(1e-3)
@@ -227,23 +226,28 @@ def test_a_non_finite_update_is_skipped_and_counted(where, activation):
     assert algo.params.value.isfinite().all() and algo.on_device.state["step"] == 4 - bad
 
 
-@pytest.mark.parametrize(("shift", "factor"), [(3.0, 1 / 1.5), (1.0, 1.0), (0.0, 1.5)])
-def test_learning_rate_follows_the_kl(shift, factor):
-    """One minibatch of means that have moved by 0.1 standard deviations times the shift: KL 0.005 shift^2."""
-    algo = rolled_out(actions=1, epochs=1, minibatches=1)
+@pytest.mark.parametrize(("kl", "factor"), [(0.03, 1 / 1.5), (0.01, 1.0), (0.001, 1.5), (0.0, 1.5)])
+def test_learning_rate_follows_the_kl(kl, factor):
+    algo = rolled_out(epochs=1, minibatches=1, desired_kl=0.01)
     algo._use_device_update()
-    algo.mean.sub_(0.1 * shift * algo.policy.log_std.exp().detach())
-    expected = 1e-3 * (1 if shift == 1.0 else factor)
-    assert algo._update()["lr"] == pytest.approx(expected)
-    assert algo.lr == pytest.approx(expected)
+    algo.mean.sub_(math.sqrt(2.0 * kl / 3) * algo.policy.log_std.exp().detach())  # all three means have moved
+    metrics = algo._update()
+    assert metrics["kl"] == pytest.approx(kl, abs=1e-6)
+    assert metrics["lr"] == algo.lr == pytest.approx(1e-3 * factor)
+
+
+def test_learning_rate_stays_within_its_bounds():
+    algo = rolled_out(epochs=1, minibatches=1, lr_max=1.2e-3)
+    algo._use_device_update()
+    assert algo._update()["lr"] == pytest.approx(1.2e-3)
 
 
 def test_standard_deviation_stays_within_its_bounds():
-    algo = rolled_out(lr=1e-2, min_std=0.3, max_std=1.3)
+    algo = rolled_out(epochs=1, minibatches=1, min_std=0.3, max_std=1.3)
     algo._use_device_update()
     algo.policy.log_std.data.copy_(torch.tensor([-2.0, 0.0, 1.0]))
     algo._update()
-    std = algo.policy.log_std.exp()
+    std = algo.policy.log_std.detach().exp()
     assert std[0] == pytest.approx(0.3) and 0.3 < std[1] < 1.3 and std[2] == pytest.approx(1.3)
 
 
@@ -254,7 +258,7 @@ def test_checkpoints_go_from_one_update_to_the_other():
     for algo in (one, other):
         algo._update()
     for source in (one, other):
-        state = {k: v for k, v in source.state_dict().items()}
+        state = source.state_dict()
         copies = pair()
         for copy in copies:
             held = [x.data_ptr() for x in copy.on_device.state.values()] if copy.on_device else []
@@ -300,7 +304,8 @@ def test_the_kernels_compile_for_a_gpu(actions, activation, bfloat16, tmp_path):
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
 def test_a_captured_update_is_the_update(changes, precision):
     """Two updates as they come, and two replays of a graph: the same bits."""
-    eager, captured = (rolled_out(device="cuda", num_envs=300, **changes, precision=precision) for _ in range(2))
+    changes = {"num_envs": 300, "device": "cuda", "precision": precision} | changes
+    eager, captured = (rolled_out(**changes) for _ in range(2))
     start = {k: v.clone() for k, v in eager.critic.state_dict().items()}
     for algo in (eager, captured):
         algo._update()  # also loads what a capture cannot

@@ -1,146 +1,18 @@
-// The kernels of device_update.py. device_kernels.py reads the KERNEL lines, makes a launch of each and compiles this for a
-// GPU or, so that tests need none, for a CPU, where a launch is a loop over its threads.
+// The kernels of device_update.py. device_kernels.py reads the KERNEL lines, makes a launch of each and compiles this
+// for a GPU or, so that tests need none, for a CPU, where a launch is a loop over its threads.
 //
-// Macros: BFLOAT16, how activations, their gradients and working copies of weights are stored (else float); ACTIVATION,
-// one of ELU, RELU and TANH; ACTIONS. Matrices are row-major; widths and strides count reals and are multiples of 8.
+// Matrices are row-major; widths and strides count reals and are multiples of 8.
 
-#define ELU 0
-#define RELU 1
-#define TANH 2
-#define KERNEL inline CUDA_CALLABLE void
-#define DEVICE inline CUDA_CALLABLE
-
-#if BFLOAT16
-typedef unsigned short Real;
-#else
-typedef float Real;
-#endif
-typedef unsigned char Bool;
-typedef long long Long;
-
-constexpr int PACK = 16 / sizeof(Real);           // reals of one 16-byte access
-constexpr int ROW = (ACTIONS + 3) / 4 * 4;        // reals of an action in a sample
-constexpr int SAMPLE = 4 + 2 * ROW;               // advantage, target, old value, log probability; action; its mean
-constexpr int SUMS = 4 + ACTIONS;                 // what `loss` sums: losses, distance, clipped; gradient of log_std
-constexpr int PADDED = (ACTIONS + 7) / 8 * 8;     // reals of a row of mean_grad
-constexpr int ROUNDS = 8;                         // of the shuffle
-enum { FINITE, SCALE, RATE, ROOT, CONTROL };      // what `settle` tells `adam`
-
-// --- reals as they are stored ----------------------------------------------------------------------------------------
-
-struct alignas(16) Quad { float x[4]; };
-struct alignas(16) Bits { unsigned x[4]; };
-union Word { unsigned bits; float value; };
-
-#if BFLOAT16
-DEVICE float from_real(Real x) {
-  Word w;
-  w.bits = unsigned(x) << 16;
-  return w.value;
-}
-
-// Round to the nearest, to even where there are two.
-DEVICE Real to_real(float x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  unsigned short r;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(x));
-  return r;
-#else
-  Word w;
-  w.value = x;
-  if (x != x) return 0x7fff;
-  return Real((w.bits + 0x7fffu + ((w.bits >> 16) & 1u)) >> 16);
-#endif
-}
-#else
-DEVICE float from_real(Real x) { return x; }
-DEVICE Real to_real(float x) { return x; }
-#endif
-
-struct Pack { float x[PACK]; };
-
-DEVICE Pack load(const Real* p) {
-  Pack v;
-#if defined(__CUDA_ARCH__)
-  Bits b = *(const Bits*)p;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    Word low, high;
-#if BFLOAT16
-    low.bits = b.x[k] << 16;
-    high.bits = b.x[k] & 0xffff0000u;
-    v.x[2 * k] = low.value;
-    v.x[2 * k + 1] = high.value;
-#else
-    low.bits = b.x[k];
-    v.x[k] = low.value;
-#endif
-  }
-#else
-  for (int k = 0; k < PACK; ++k) v.x[k] = from_real(p[k]);
-#endif
-  return v;
-}
-
-DEVICE void store(Real* p, const Pack& v) {
-#if defined(__CUDA_ARCH__)
-  Bits b;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-#if BFLOAT16
-    b.x[k] = unsigned(to_real(v.x[2 * k])) | unsigned(to_real(v.x[2 * k + 1])) << 16;
-#else
-    Word w;
-    w.value = v.x[k];
-    b.x[k] = w.bits;
-#endif
-  }
-  *(Bits*)p = b;
-#else
-  for (int k = 0; k < PACK; ++k) p[k] = to_real(v.x[k]);
-#endif
-}
-
-// --- sums in a fixed order -------------------------------------------------------------------------------------------
-
-// Threads that add up together: a block of a GPU; on a CPU each is alone.
-#if defined(__CUDA_ARCH__)
-#define LANE int(threadIdx.x)
-#define LANES int(blockDim.x)
-#define TEAM int(blockIdx.x)
-#define SYNC __syncthreads()
-#define SHARED __shared__
-
-DEVICE float warp_sum(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-  return x;
-}
-
-// The sum over the block, in its first thread. All threads call it.
-DEVICE float team_sum(float x) {
-  SHARED float parts[32];
-  x = warp_sum(x);
-  SYNC;  // the last call's parts have been read
-  if (LANE % 32 == 0) parts[LANE / 32] = x;
-  SYNC;
-  if (LANE < 32) x = warp_sum(LANE < LANES / 32 ? parts[LANE] : 0.0f);
-  return x;
-}
-#else
-#define LANE 0
-#define LANES 1
-#define TEAM thread
-#define SYNC
-#define SHARED
-DEVICE float team_sum(float x) { return x; }
-#endif
-
-DEVICE bool finite(float x) { return fabsf(x) <= 3.4028235e38f; }
+constexpr int ROW = (ACTIONS + 3) / 4 * 4;     // reals of an action in a sample
+constexpr int SAMPLE = 4 + 2 * ROW;            // advantage, target, old value, log probability; action; its mean
+constexpr int SUMS = 4 + ACTIONS;              // what `loss` sums: losses, distance, clipped; gradient of log_std
+constexpr int PADDED = (ACTIONS + 7) / 8 * 8;  // reals of a row of mean_grad
+constexpr int ROUNDS = 8;                      // of the shuffle
+enum { FINITE, SCALE, RATE, ROOT };            // what `settle` tells `adam`
 
 // --- before the epochs -----------------------------------------------------------------------------------------------
 
-// Advantages [T, E] (Schulman et al. 2016, eq. 16) and returns; following: V of what each step led to. A world a thread.
+// Advantages [T, E] (Schulman et al. 2016, eq. 16) and returns, a world a thread. following: V of what a step led to.
 KERNEL gae(int thread, const float* reward, const float* value, const float* following, const Bool* terminated,
            const Bool* truncated, float* advantage, float* returns, int T, int E, float gamma, float lam) {
   if (thread >= E) return;
@@ -164,17 +36,28 @@ KERNEL pack(int thread, const float* advantage, const float* returns, const floa
   float* s = sample + Long(thread) * SAMPLE;
   float shift = value_mean ? value_mean[0] : 0.0f, scale = value_mean ? 1.0f / sqrtf(value_var[0] + 1e-8f) : 1.0f;
   float log_prob = 0.0f;
-  for (int a = 0; a < ACTIONS; ++a) {
-    float x = action[Long(thread) * ACTIONS + a], m = mean[Long(thread) * ACTIONS + a];
-    float z = (x - m) * expf(-log_std[a]);
-    s[4 + a] = x;
-    s[4 + ROW + a] = m;
-    log_prob -= 0.5f * z * z + log_std[a] + 0.91893853320467274f;
+#pragma unroll
+  for (int a = 0; a < ROW; a += 4) {
+    Quad x, m;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      x.x[j] = m.x[j] = 0.0f;
+      if (a + j < ACTIONS) {
+        x.x[j] = action[Long(thread) * ACTIONS + a + j];
+        m.x[j] = mean[Long(thread) * ACTIONS + a + j];
+        float z = (x.x[j] - m.x[j]) * expf(-log_std[a + j]);
+        log_prob -= 0.5f * z * z + log_std[a + j] + 0.91893853320467274f;
+      }
+    }
+    *(Quad*)(s + 4 + a) = x;
+    *(Quad*)(s + 4 + ROW + a) = m;
   }
-  s[0] = (advantage[thread] - moments[0]) * moments[1];
-  s[1] = (returns[thread] - shift) * scale;
-  s[2] = (value[thread] - shift) * scale;
-  s[3] = log_prob;
+  Quad head;
+  head.x[0] = (advantage[thread] - moments[0]) * moments[1];
+  head.x[1] = (returns[thread] - shift) * scale;
+  head.x[2] = (value[thread] - shift) * scale;
+  head.x[3] = log_prob;
+  *(Quad*)s = head;
 }
 
 // Observations [rows, n] as the first layer reads them: normalized (unless mean is null), clipped, a 1, zeros.

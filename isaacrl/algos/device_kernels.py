@@ -17,9 +17,9 @@ ACTIVATIONS = ("elu", "relu", "tanh")
 _Pointers, _Ints, _Floats = (wp.types.vector(n, t) for n, t in ((14, wp.uint64), (8, wp.int32), (8, wp.float32)))
 
 _KERNEL = re.compile(r"^KERNEL (\w+)\(int thread, ([^)]*)\) \{", re.MULTILINE)
-# Warp pastes a snippet into the body of a function. This one leaves that body for file scope, where the header goes, and
-# ends inside another function; a Warp that pastes differently fails to compile it. Warp has macros int(x) and float(x)
-# for casts, which mean nothing there.
+# Warp pastes a snippet into the body of a function. This one leaves that body for file scope, where the header goes,
+# and ends inside another function; a Warp that pastes differently fails to compile it. Warp has macros int(x) and
+# float(x) for casts, which mean nothing there.
 _SNIPPET = """
   CUDA_CALLABLE void isaacrl_{name}(int, const unsigned long long*, const int*, const float*);
   isaacrl_{name}(thread, pointers.c, ints.c, floats.c);
@@ -37,7 +37,8 @@ namespace isaacrl {{
 #define int(x) cast_int(x)
 #define float(x) cast_float(x)
 #endif
-CUDA_CALLABLE void isaacrl_{name}(int thread, const unsigned long long* pointers, const int* ints, const float* floats) {{
+CUDA_CALLABLE void isaacrl_{name}(int thread, const unsigned long long* pointers, const int* ints,
+                                  const float* floats) {{
   using namespace isaacrl;
   {name}({arguments});
 }}
@@ -47,14 +48,16 @@ inline CUDA_CALLABLE void isaacrl_end_{name}() {{
 
 
 def _source() -> str:
-    return (importlib.resources.files("isaacrl.algos") / "device_kernels.h").read_text()
+    folder = importlib.resources.files("isaacrl.algos")
+    return "".join((folder / name).read_text() for name in ("device_common.h", "device_kernels.h"))
 
 
 class Kernel:
     """One KERNEL of the header; call it with its parameters' values after the number of threads."""
 
     def __init__(self, name: str, parameters: str, module: Any, macros: dict[str, Any]):
-        self.name, self.kinds, arguments = name, [], ["thread"]
+        self.name, arguments = name, ["thread"]
+        self.kinds: list[str] = []  # of its values
         counts = {"pointers": 0, "ints": 0, "floats": 0}
         for parameter in parameters.split(","):
             kind, _ = parameter.strip().rsplit(" ", 1)
@@ -80,7 +83,7 @@ class Kernel:
             raise TypeError(f"{self.name} takes {len(self.kinds)} values, got {len(values)}")
         for kind, value in zip(self.kinds, values):
             if kind == "pointers":
-                value = 0 if value is None else value.data_ptr()
+                value = value.data_ptr() if isinstance(value, Tensor) else 0
             sorted_values[kind].append(value)
         inputs = [
             make(*x, *[0] * (make._length_ - len(x)))

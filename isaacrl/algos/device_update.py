@@ -1,8 +1,8 @@
 """PPO's update on a GPU: `PPO._update` as a fixed sequence of launches that asks the device nothing.
 
-Matrix products are cuBLAS's, the rest is in `device_kernels.h`. Nothing depends on the host's variables or allocates memory
-that outlives it, so that a CUDA graph captures the update as it is. The numbers are those of `PPO._minibatch`, up to
-rounding and the order of samples. It runs on a CPU as well, which only tests do.
+Matrix products are cuBLAS's, the rest is in `device_kernels.h`. Nothing depends on the host's variables or allocates
+memory that outlives it, so that a CUDA graph captures the update as it is. The numbers are those of `PPO._minibatch`,
+up to rounding and the order of samples. It runs on a CPU as well, which only tests do.
 
 Shapes: T steps of a rollout, E worlds, N = T * E samples, B of them in a minibatch, A action; G networks with hidden
 layers of equal widths, which are computed together as batched products.
@@ -54,7 +54,7 @@ class Layer:
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Columns of its output, of its weight and of its input."""
-        return *self.weight.shape[1:], self.input.shape[2]
+        return self.weight.shape[1], self.weight.shape[2], self.input.shape[2]
 
 
 def _pieces(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: str) -> tuple[Tensor, list[Tensor]]:
@@ -108,15 +108,22 @@ class Networks:
         last = self.layers[-1]
         self.output = torch.zeros(last.grad.shape, device=self.device)  # the last bias not yet added
 
-    def forward(self, launch: Callable[..., None], part: slice = slice(None)) -> None:
-        """The output of (a part of) the networks."""
+    def forward(self, launch: Callable[..., None]) -> None:
+        """The networks' outputs."""
+        self._forward(launch, slice(None), self.rows)
+
+    def forward_one(self, launch: Callable[..., None], g: int, rows: int) -> None:
+        """The output of network g for its first rows."""
+        self._forward(launch, slice(g, g + 1), rows)
+
+    def _forward(self, launch: Callable[..., None], part: slice, rows: int) -> None:
         for layer, following in itertools.zip_longest(self.layers, self.layers[1:]):
             out, n_in, _ = layer.sizes
             y = (self.output if following is None else following.input)[part]
-            _product(layer.input[part, :, :n_in], layer.weight[part].transpose(1, 2), y[..., :out])
+            _product(layer.input[part, :rows, :n_in], layer.weight[part].transpose(1, 2), y[:, :rows, :out])
             if following is not None:
-                rows = len(y) * self.rows
-                launch("activate", rows * out, y, layer.bias[part], rows, out, y.shape[2], self.rows)
+                n = len(y) * rows
+                launch("activate", n * out, y, layer.bias[part], n, out, y.shape[2], rows)
 
     def backward(self, launch: Callable[..., None], beside: Callable[[], Any]) -> None:
         """The parts of the parameters' gradients, from the last layer's grad. What runs in beside() may overlap."""
@@ -134,13 +141,15 @@ class Networks:
         """Where each parameter's gradient is in the parts, its layer's number, where its working copy is."""
         for number, layer in enumerate(self.layers, first):
             out, n_in, stride = layer.sizes
+            starts = [int(x[0].storage_offset()) for x in (layer.parts, layer.weight, layer.bias)]
             for g, m in enumerate(layer.modules):
                 row, column = torch.arange(m.out_features)[:, None], torch.arange(m.in_features)
-                part = layer.parts.storage_offset() + g * (layer.parts.numel() // len(self.nets)) + row * stride
-                copy = layer.weight.storage_offset() + (g * out + row) * n_in
-                bias = layer.bias.storage_offset() + g * out + row
+                part = row * stride + (starts[0] + g * (layer.parts.numel() // len(self.nets)))
+                copy = row * n_in + (starts[1] + g * out * n_in)
+                bias = row + (starts[2] + g * out)
                 for p, a, b in ((m.weight, part + column, copy + column), (m.bias, part + m.in_features, -2 - bias)):
-                    span = slice(p.storage_offset(), p.storage_offset() + p.numel())
+                    first_of = int(p.storage_offset())
+                    span = slice(first_of, first_of + p.numel())
                     source[span], target[span], layer_of[span] = a.flatten(), b.flatten(), number
 
 
@@ -248,12 +257,12 @@ class DeviceUpdate:
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:
-        """On the second stream, after what the first one has so far."""
+        """On torch's second stream, after what the first one has so far."""
         if self._side is None:
             yield
             return
         self._side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._side), self._launcher.stream():
+        with torch.cuda.stream(self._side):
             yield
 
     def _join(self) -> None:
@@ -280,7 +289,7 @@ class DeviceUpdate:
             layer, bias = networks.layers[0], networks.layers[-1].bias[g, 0]
             for x, y in zip(flat.split(self.rows), value.split(self.rows)):
                 self._normalize(self.critic.normalizer, x, layer.input[g])
-                networks.forward(self._launch_packs, slice(g, g + 1))
+                networks.forward_one(self._launch_packs, g, len(x))
                 torch.add(networks.output[g, : len(y), 0], bias, out=y)
         return value.view(obs.shape[:-1])
 
@@ -348,7 +357,7 @@ class DeviceUpdate:
     def _normalize(self, normalizer: Normalizer | None, obs: Tensor, out: Tensor) -> None:
         """Observations [n, D] to the first rows of a layer's input."""
         moments = (None, None, 0.0) if normalizer is None else (normalizer.mean, normalizer.var, normalizer.clip)
-        n, width = obs.shape
+        (n, width), obs = obs.shape, obs.contiguous()
         self._launch_packs("normalize", n * out.shape[1], obs, *moments[:2], out, n, width, out.shape[1], moments[2])
 
     def _copy_weights(self) -> None:
@@ -372,14 +381,14 @@ class DeviceUpdate:
         self._gather(order)
         first, others = self.networks[0], self.networks[1:]
         for networks in others:
-            with self._beside():
+            with self._beside(), self._launcher.stream():
                 networks.forward(self._launch_packs)
         first.forward(self._launch_packs)
         if others:
             self._join()
         self._loss(order)
         for networks in others:
-            with self._beside():
+            with self._beside(), self._launcher.stream():
                 networks.backward(self._launch_packs, contextlib.nullcontext)
         first.backward(self._launch_packs, contextlib.nullcontext if others else self._beside)
         self._join()

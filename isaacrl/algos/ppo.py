@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from isaacrl.algos import host_update
-from isaacrl.algos.networks import FlatParameters, Normalizer, mlp
+from isaacrl.algos.networks import FlatParameters, Normalizer, mlp, products
 from isaacrl.timer import Timer
 
 LOG_2PI = math.log(2.0 * math.pi)
@@ -196,16 +196,20 @@ class PPO:
             for t in range(steps):
                 self._collect(t)
             return
-        enabled = timer.enabled
+        with products(self.cfg.precision):
+            self._collect_all(timer)
+
+    def _collect_all(self, timer: Timer) -> None:
+        enabled, steps = timer.enabled, self.cfg.num_steps
         for t in range(steps):
             # Marks cost time themselves: one step stands for all.
             timer.enabled, timer.weight = enabled and t == steps // 2, float(steps)
             if self._program is None:
                 moving = [x for x in self._buffers() if x.ndim and len(x) == steps]
-                self._program, _ = env.compiled(lambda: self._collect(0), moving)
+                self._program, _ = self.env.compiled(lambda: self._collect(0), moving)
             else:
                 self._program(t)
-                env.state.refresh()
+                self.env.state.refresh()
         timer.enabled, timer.weight = enabled, 1.0
 
     def _buffers(self) -> list[Tensor]:

@@ -8,6 +8,7 @@ from isaacrl.fuse.lower import Loop, NotLocal, Operand, coalesced, indices
 from isaacrl.fuse.memory import SCRATCH, Arena, Pattern, Place, lane_of, localized, pattern, places
 from isaacrl.fuse.trace import Store
 
+LANES = (32, 16, 8)  # threads that may share a world; measured: fewer are slower
 UNROLLED = 8  # elements at most that every lane combines by itself
 START = {"add": "0", "multiply": "1", "most": "-INFINITE", "least": "INFINITE", "or": "false", "and": "true"}
 
@@ -19,6 +20,7 @@ class Text:
     source: str
     stores: list[Store]
     scratch: int
+    lanes: int
 
 
 @dataclass(eq=False)
@@ -30,10 +32,13 @@ class Group:
     loops: list[Loop] = field(default_factory=list)
 
 
-def emit(loops: list[Loop], before: set[int], after: set[int], num_worlds: int) -> Text:
-    """The text of one kernel. before, after: numbers of stores that exist before it, and that are read after it."""
+def emit(loops: list[Loop], before: set[int], after: set[int], num_worlds: int, lanes: int | None = None) -> Text:
+    """The text of one kernel. before, after: numbers of stores that exist before it, and that are read after it.
+
+    lanes: threads that share a world; by default as many as waste least.
+    """
     loops = _needed(loops, after)
-    return _Emitter([_local(loop, num_worlds) for loop in loops], before, after, num_worlds).text()
+    return _Emitter([_local(loop, num_worlds) for loop in loops], before, after, num_worlds, lanes).text()
 
 
 def check_local(loop: Loop, num_worlds: int) -> None:
@@ -73,12 +78,20 @@ def _needed(loops: list[Loop], after: set[int]) -> list[Loop]:
 
 
 class _Emitter:
-    def __init__(self, loops: list[Loop], before: set[int], after: set[int], num_worlds: int):
+    def __init__(self, loops: list[Loop], before: set[int], after: set[int], num_worlds: int, lanes: int | None):
         self.loops, self.num_worlds = loops, num_worlds
         self.places = places(loops, before, after, num_worlds)
         self.arena, self.lines, self.declared = Arena(), [], []
         self.pending: dict[int, list[tuple[bool, int | None]]] = defaultdict(list)
         self.names = 0
+        self.groups = self.order()
+        self.lane_count = lanes or min(LANES, key=self.cost)
+
+    def cost(self, lanes: int) -> float:
+        """Instructions of a warp a world, roughly: what all lanes do is done by all of them."""
+        each = sum(len(g.loops) * -(-g.count // lanes) for g in self.groups if g.kind == "lanes")
+        every = sum(loop.count for g in self.groups if g.kind != "lanes" for loop in g.loops)
+        return lanes * (each + every)
 
     # --- the order ---------------------------------------------------------------------------------------------------
 
@@ -185,7 +198,7 @@ class _Emitter:
     # --- the text ----------------------------------------------------------------------------------------------------
 
     def text(self) -> Text:
-        groups = self.order()
+        groups = self.groups
         for g, group in enumerate(groups):
             for loop in group.loops:
                 for x in (*loop.operands(), loop.out):
@@ -203,7 +216,7 @@ class _Emitter:
         arrays = [p for p in every if p.kind == "direct" or p.load or p.save]
         head = [f"{p.type}* g{p.name} = ({p.type}*)arrays[{k}];" for k, p in enumerate(arrays)]
         body = "\n".join(f"  {line}" for line in (*head, *self.declared, *self.lines))
-        return Text(body + "\n", [p.store for p in arrays], self.arena.size)
+        return Text(body + "\n", [p.store for p in arrays], self.arena.size, self.lane_count)
 
     def line(self, text: str) -> None:
         self.lines.append(text)
@@ -230,7 +243,8 @@ class _Emitter:
 
     def address(self, x: Operand, index: list[str | int]) -> str | int:
         """Of an element, from the store's first or the world's first."""
-        fixed, terms = x.offset, []
+        place = self.places[x.store.number]
+        fixed, terms = x.offset - (0 if place.kind == "direct" else place.first), []
         for s, i in zip(x.stride, index):
             if isinstance(i, int):
                 fixed += s * i
@@ -252,9 +266,11 @@ class _Emitter:
     def outside(self, place: Place, address: str | int) -> str:
         """Where a world's own element is in the store itself."""
         step = place.store.world or 0
+        if place.kind != "direct" and place.first:
+            address = address + place.first if isinstance(address, int) else f"{place.first} + {address}"
         if not step:
             return str(address)
-        if place.count <= step or step * self.num_worlds == place.store.size:
+        if place.first + place.count <= step or step * self.num_worlds == place.store.size:
             return f"WORLD * {step} + {address}"
         # Axes before that of the worlds: blocks of `step` elements, one a world and outer index.
         return f"(size_t)(({address}) / {step}) * {step} * worlds + WORLD * {step} + ({address}) % {step}"
@@ -266,10 +282,9 @@ class _Emitter:
             return f"{x}LL" if abs(x) >= 2**31 else str(x)
         if isinstance(x, float):
             return _literal(x)
-        place, address = self.places[x.store.number], self.address(x, index)
-        if place.kind == "registers":
-            return self.register(place, address)
-        return self.element(place, address)
+        place = self.places[x.store.number]
+        address = self.address(x, index)
+        return self.register(place, address) if place.kind == "registers" else self.element(place, address)
 
     def register(self, place: Place, address: str | int) -> str:
         if isinstance(address, int):
@@ -300,7 +315,7 @@ class _Emitter:
             elif p.kind == "scratch":
                 by_count[p.count].append(p)
         for count, several in sorted(by_count.items()):
-            self.uses([(p, True, 0) for p in several])
+            self.uses([(p, True, p.first % self.lane_count) for p in several])
             copies = [f"{self.element(p, 'i')} = g{p.name}[{self.outside(p, 'i')}];" for p in several]
             self.line(f"EACH(i, {count}) {{ {' '.join(copies)} }}")
 
@@ -310,7 +325,7 @@ class _Emitter:
             if p.kind != "direct":
                 by_count[p.count].append(p)
         for count, several in sorted(by_count.items()):
-            self.uses([(p, False, 0) for p in several])
+            self.uses([(p, False, p.first % self.lane_count) for p in several])
             copies = []
             for p in several:
                 value = self.register(p, "i") if p.kind == "registers" else self.element(p, "i")
@@ -326,15 +341,15 @@ class _Emitter:
         out = []
         for x in loop.operands():
             plain = not loop.folded or loop.folded == len(loop.size)
-            lane = None if alone or not plain else lane_of(pattern(x, loop.size))
+            lane = None if alone or not plain else lane_of(pattern(x, loop.size), self.lane_count)
             out.append((self.places[x.store.number], False, lane))
-        lane = None if alone or loop.folded or loop.serial else lane_of(pattern(loop.out, loop.size))
+        lane = None if alone or loop.folded or loop.serial else lane_of(pattern(loop.out, loop.size), self.lane_count)
         place = self.places[loop.out.store.number]
         if place.kind != "registers":
             if loop.folded and not loop.serial:
                 kept = loop.size[: len(loop.size) - loop.folded]
                 target = Operand(loop.out.store, loop.out.offset, loop.out.stride[: len(kept)], 0, loop.out.chosen)
-                lane = None if alone else lane_of(pattern(target, kept))
+                lane = None if alone else lane_of(pattern(target, kept), self.lane_count)
             out.append((place, True, lane))
         return out
 

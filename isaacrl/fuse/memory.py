@@ -12,19 +12,19 @@ from isaacrl.fuse.trace import Store
 IN_REGISTERS = 4  # elements at most
 IN_SCRATCH = 1024
 SCRATCH = 12 * 1024  # bytes a world
-LANES = 32
 
 Pattern = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(eq=False)
 class Place:
-    """Where a store is. count: elements of one world."""
+    """Where a store is. first, count: the elements of one world that the kernel touches."""
 
     store: Store
     name: int
     kind: str
-    count: int
+    first: int = 0
+    count: int = 0
     load: bool = False
     save: bool = False
     base: int = -1  # bytes into scratch memory
@@ -33,14 +33,6 @@ class Place:
     @property
     def type(self) -> str:
         return TYPES[self.store.dtype]
-
-
-def per_world(store: Store, num_worlds: int) -> int:
-    """Elements of one world, or all of what worlds share."""
-    if not store.world:
-        return store.size
-    # Rows of a larger array: all that may be of this world.
-    return store.world if store.size % num_worlds else store.size // num_worlds
 
 
 def localized(x: Operand, size: tuple[int, ...], num_worlds: int) -> Operand:
@@ -61,6 +53,12 @@ def localized(x: Operand, size: tuple[int, ...], num_worlds: int) -> Operand:
     return Operand(x.store, x.offset // span * step + x.offset % step, tuple(strides), 0, x.chosen)
 
 
+def reach(x: Operand, size: tuple[int, ...]) -> tuple[int, int]:
+    """First element of those that an index stands for, and the one after the last."""
+    last = x.offset + sum((n - 1) * s for n, s in zip(size, x.stride)) + sum((n - 1) * s for _, s, n in x.chosen)
+    return x.offset, last + 1
+
+
 def pattern(x: Operand, size: tuple[int, ...]) -> Pattern | None:
     """Which element an index stands for, in a form that can be compared; None where that depends on values."""
     if x.chosen:
@@ -69,11 +67,11 @@ def pattern(x: Operand, size: tuple[int, ...]) -> Pattern | None:
     return (x.offset, merged, strides)
 
 
-def lane_of(p: Pattern | None) -> int | None:
-    """Where lane k has elements k + c, k + c + LANES, ...: c modulo LANES; else None."""
+def lane_of(p: Pattern | None, lanes: int) -> int | None:
+    """Where lane k has elements k + c, k + c + lanes, ...: c modulo lanes; else None."""
     if p is None or len(p[1]) > 1 or (p[1] and p[2] != (1,)):
         return None
-    return p[0] % LANES
+    return p[0] % lanes
 
 
 @dataclass
@@ -118,8 +116,15 @@ def places(loops: list[Loop], before: set[int], after: set[int], num_worlds: int
     written: set[int] = set()
     for loop in loops:
         for x in (*loop.operands(), loop.out):
-            if x.store.number not in found:
-                found[x.store.number] = Place(x.store, len(found), "", per_world(x.store, num_worlds))
+            first, last = reach(x, loop.size)
+            place = found.get(x.store.number)
+            if place is None:
+                found[x.store.number] = Place(x.store, len(found), "", first, last - first)
+            else:
+                last = max(last, place.first + place.count)
+                place.first = min(first, place.first)
+                place.count = last - place.first
+    for loop in loops:
         for x in loop.operands():
             read.add(x.store.number)
             found[x.store.number].load |= x.store.number not in complete

@@ -1,13 +1,13 @@
 // What the text of a fused kernel is made of: LANES lanes work on a world, on a CPU one after the other.
 #if defined(__CUDA_ARCH__)
 #define FN __device__ __forceinline__
-#define EACH(i, n) for (int i = threadIdx.x & 31; i < (n); i += 32)
-#define FIRST ((threadIdx.x & 31) == 0)
+#define EACH(i, n) for (int i = threadIdx.x & (LANES - 1); i < (n); i += LANES)
+#define FIRST ((threadIdx.x & (LANES - 1)) == 0)
 FN void sync() { __syncwarp(); }
 #define ACROSS(name, combined)                                   \
   template <class T>                                             \
   FN T across_##name(T a) {                                      \
-    for (int m = 16; m; m >>= 1) {                               \
+    for (int m = LANES / 2; m; m >>= 1) {                        \
       T b = __shfl_xor_sync(0xffffffffu, a, m);                  \
       a = combined;                                              \
     }                                                            \

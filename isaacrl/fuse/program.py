@@ -6,6 +6,7 @@ stays as it is, between them. Carrying the result out again changes the same mem
 """
 
 import gc
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,13 +76,12 @@ def _compile(
         if isinstance(segment, Step):
             if any(v.store.memory._cdata in moving for v in (*segment.views(), *segment.mutates)):
                 raise RuntimeError(f"{segment.name} on a moving tensor")
-            parts.append(_called(segment) if segment.name == "call" else _replayed(segment))
-            if segment.name != "call":
+            parts.append(_called(segment) if segment.name in ("call", "mark") else _replayed(segment))
+            if segment.name not in ("call", "mark"):
                 left[segment.name] = left.get(segment.name, 0) + 1
         else:
             later = set().union(*used[k + 1 :]) if k + 1 < len(segments) else set()
-            text = emit(segment, external | written, external | kept | later, num_worlds)
-            import os
+            text = emit(segment, external | written, external | kept | later, num_worlds, int(os.environ.get("FUSE_LANES", 0)) or None)
 
             if os.environ.get("FUSE_DUMP"):
                 print(
@@ -109,7 +109,11 @@ def _compile(
 def _segments(steps: list[Step], num_worlds: int, fused: bool) -> list[Step | list[Loop]]:
     """Loops of consecutive operations as one, what is left by itself."""
     out: list[Step | list[Loop]] = []
+    marks: list[Step] = []
     for step in steps:
+        if step.name == "mark":
+            (marks if out and isinstance(out[-1], list) else out).append(step)
+            continue
         loops = None
         if fused and step.name != "call":
             try:
@@ -123,11 +127,11 @@ def _segments(steps: list[Step], num_worlds: int, fused: bool) -> list[Step | li
                 out.append([])
             out[-1].extend(loops)  # type: ignore[union-attr]
         else:
-            _place(out, step)
-    return out
+            _place(out, step, marks)
+    return out + marks
 
 
-def _place(out: list[Step | list[Loop]], step: Step) -> None:
+def _place(out: list[Step | list[Loop]], step: Step, marks: list[Step]) -> None:
     """An operation of torch's goes before the kernel under way where neither needs what the other does."""
     if out and isinstance(out[-1], list) and step.name != "call":
         reads = {x.store.number for loop in out[-1] for x in loop.operands()}
@@ -137,6 +141,8 @@ def _place(out: list[Step | list[Loop]], step: Step) -> None:
         if not (mine & writes or changed & (reads | writes)):
             out.insert(len(out) - 1, step)
             return
+    out.extend(marks)
+    marks.clear()
     out.append(step)
 
 

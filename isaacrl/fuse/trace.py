@@ -55,7 +55,7 @@ class View:
 
 @dataclass(eq=False)
 class Step:
-    """One recorded operation, or a call that is none (`fn` takes no arguments then, and may do anything)."""
+    """One recorded operation, or a call that is none (call, mark: `fn` takes no arguments then)."""
 
     name: str
     fn: Callable
@@ -124,14 +124,14 @@ class Recorder(TorchDispatchMode):
         self.steps.append(step)
         return out
 
-    def call(self, fn: Callable[[], None]) -> None:
+    def call(self, fn: Callable[[], None], name: str) -> None:
         """Run fn now, and as it is whenever the recording is carried out again."""
         self._paused = True
         try:
             fn()
         finally:
             self._paused = False
-        self.steps.append(Step("call", fn, term=self.term))
+        self.steps.append(Step(name, fn, term=self.term))
 
     def _of(self, t: Tensor) -> int:
         store = self.stores.get(t.untyped_storage()._cdata)
@@ -174,7 +174,15 @@ def call(fn: Callable[[], None]) -> None:
     if _current is None:
         fn()
     else:
-        _current.call(fn)
+        _current.call(fn, "call")
+
+
+def mark(fn: Callable[[], None]) -> None:
+    """Run fn, which touches no tensor and breaks no kernel in two: it may run a little later than it stands here."""
+    if _current is None:
+        fn()
+    else:
+        _current.call(fn, "mark")
 
 
 def of(term: str) -> None:
