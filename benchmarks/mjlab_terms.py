@@ -144,7 +144,8 @@ class angular_momentum(Term):
         spin, moving = s.read("cvel").split(3, dim=2)  # [E, B, 3]
         turned = s.read("ximat").unflatten(2, (3, 3))  # [E, B, 3, 3]
         arm = s.read("xipos") - s.read("subtree_com")[:, s.body_root]
-        own = (turned @ (self.inertia * (turned.mT @ spin[..., None])[..., 0])[..., None])[..., 0]
+        in_axes = self.inertia * (turned * spin[..., None]).sum(dim=2)  # of each body's principal axes
+        own = (turned * in_axes[:, :, None]).sum(dim=3)
         # The arms' masses balance, so the velocity of the centre of mass itself drops out.
         orbital = self.mass * torch.linalg.cross(arm, moving + torch.linalg.cross(spin, arm))
         return (own + orbital).sum(dim=1).square().sum(dim=1)

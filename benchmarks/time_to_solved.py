@@ -86,6 +86,7 @@ def train(
     env.stagger()
     rows, snapshots, overflow, nonfinite = [], [], 0.0, 0.0
     steps = cfg.algo.num_steps * env.num_envs
+    algo.prepare(env.timer)
     first, seconds = time.perf_counter(), 0.0
     while seconds < budget and (iterations is None or len(rows) < iterations):
         algo.iterate(env.timer)

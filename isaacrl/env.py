@@ -26,7 +26,6 @@ from isaacrl.terms.group import ObservationGroup
 from isaacrl.terms.randomization import randomized_fields
 from isaacrl.timer import Timer
 
-
 COUNTS = 7  # columns of the sums of metrics before those of the task's own terms
 
 

@@ -1,5 +1,6 @@
 """Where an iteration's time goes, measured without making the device wait."""
 
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ class Timer:
         for marks in (self._marks, *self._graphs):
             if self.cuda and marks:
                 marks[-1][1].synchronize()
-            for (section, a, weight), (_, b, _) in zip(marks, marks[1:]):
+            for (section, a, weight), (_, b, _) in itertools.pairwise(marks):
                 if section:
                     seconds[section] += weight * (a.elapsed_time(b) / 1e3 if self.cuda else b - a)
         self._marks.clear()

@@ -97,6 +97,7 @@ def _loop(
     saver = Saver(cfg, env, algo, run, progress, log)
     skipped = 0
     try:
+        algo.prepare(env.timer)
         while progress.iteration < cfg.algo.iterations and not signals.received:
             metrics = _iterate(cfg, env, algo, progress, log)
             if progress.iteration == start + 1:

@@ -282,16 +282,29 @@ class DeviceUpdate:
     def values(self, obs: Tensor) -> Tensor:
         """The critic's normalized values of obs [..., D], [...]."""
         flat = obs.reshape(-1, obs.shape[-1])
-        value = torch.empty(len(flat), device=self.device)
+        value = torch.empty(len(flat), 1, device=self.device)
+        self.take_parameters()
+        with self._ready():
+            self._evaluate(self.critic.normalizer, self.judge, flat, value)
+        return value.view(obs.shape[:-1])
+
+    def act(self, obs: Tensor, out: Tensor) -> None:
+        """The policy's mean actions of obs [n, D], to out [n, A]; with the parameters as they were taken last."""
+        with self._ready():
+            self._evaluate(self.policy.normalizer, self.actor, obs, out)
+
+    def take_parameters(self) -> None:
+        """Work with the parameters as they are now, whoever has changed them."""
         with self._ready():
             self._copy_weights()
-            networks, g = self.judge
-            layer, bias = networks.layers[0], networks.layers[-1].bias[g, 0]
-            for x, y in zip(flat.split(self.rows), value.split(self.rows)):
-                self._normalize(self.critic.normalizer, x, layer.input[g])
-                networks.forward_one(self._launch_packs, g, len(x))
-                torch.add(networks.output[g, : len(y), 0], bias, out=y)
-        return value.view(obs.shape[:-1])
+
+    def _evaluate(self, normalizer: Normalizer | None, which: tuple[Networks, int], obs: Tensor, out: Tensor) -> None:
+        networks, g = which
+        layer, bias = networks.layers[0], networks.layers[-1].bias[g, : out.shape[1]]
+        for x, y in zip(obs.split(self.rows), out.split(self.rows)):
+            self._normalize(normalizer, x, layer.input[g])
+            networks.forward_one(self._launch_packs, g, len(x))
+            torch.add(networks.output[g, : len(y), : out.shape[1]], bias, out=y)
 
     def __call__(
         self,

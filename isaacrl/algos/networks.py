@@ -2,8 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -25,17 +24,6 @@ def mlp(sizes: Sequence[int], activation: str, last_gain: float) -> nn.Sequentia
         nn.init.zeros_(linear.bias)
         layers += [linear] if last else [linear, ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
-
-
-@contextmanager
-def products(precision: str) -> Iterator[None]:
-    """Matrix products of float32 tensors on a GPU: exact to float32, or with factors rounded to TF32 (10 bits)."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class FlatParameters:

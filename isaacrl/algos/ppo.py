@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from isaacrl.algos import host_update
-from isaacrl.algos.networks import FlatParameters, Normalizer, mlp, products
+from isaacrl.algos.networks import FlatParameters, Normalizer, mlp
+from isaacrl.fuse import trace
 from isaacrl.timer import Timer
 
 LOG_2PI = math.log(2.0 * math.pi)
@@ -126,7 +127,7 @@ class PPO:
             self._use_device_update()
         self.obs: Tensor | None = None  # the rollout's buffers are made when the first one starts
         self._program: Any = None  # a step of the rollout
-        self._graphs: list[torch.cuda.CUDAGraph] | None = None
+        self._graphs: list[torch.cuda.CUDAGraph] = []
         self._metrics: dict[str, Tensor] = {}
         self.capture_seconds = 0.0
 
@@ -145,6 +146,7 @@ class PPO:
         # A world whose time can run out once in a rollout needs room for one final observation.
         self.final_obs = torch.zeros_like(self.critic_obs[0] if env.one_time_out(T) else self.critic_obs)
         self.actions, self.mean = buffer(env.task.num_actions), buffer(env.task.num_actions)
+        self.mean_now = torch.zeros_like(self.mean[0])  # of the step under way
         self.noise = buffer(env.task.num_actions)
         self.reward = buffer()
         self.terminated, self.truncated = buffer(dtype=torch.bool), buffer(dtype=torch.bool)
@@ -158,31 +160,32 @@ class PPO:
             self._rollout(timer)
             with timer("update"):
                 return self._update()
-        # On a GPU: the first iteration compiles, the second one is captured, all later ones replay it.
-        if self._graphs is not None:
-            for graph in self._graphs:
-                graph.replay()
-        elif self.obs is None:
-            self._allocate()
-            self._rollout(timer)
-            with timer("update"):
-                self._metrics = self._update()
-        else:
-            self._capture(timer)
+        self.prepare(timer)
+        for graph in self._graphs:
+            graph.replay()
         return self._metrics
 
-    def _capture(self, timer: Timer) -> None:
-        """The rollout and the update as CUDA graphs, run once."""
-        began = time.perf_counter()
-        self._graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
+    def prepare(self, timer: Timer) -> None:
+        """On a GPU: compile what an iteration does, and capture it as CUDA graphs. Nothing is simulated or learned."""
+        if self._graphs or not self.env.fused:
+            return
+        began, compiled = time.perf_counter(), self.env.compile_seconds
+        before = self.env.state_dict(), self.state_dict()
+        self._allocate()
+        enabled, timer.enabled = timer.enabled, False
+        self._rollout(timer)  # compiles
+        self._update()
+        timer.enabled = enabled
         stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        for graph, body in zip(self._graphs, (self._rollout, self._timed_update)):
+        for body in (self._rollout, self._timed_update):
+            graph = torch.cuda.CUDAGraph()
             graph.register_generator_state(self.generator)
             with timer.captured(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 body(timer)
-            graph.replay()
-        self.capture_seconds = time.perf_counter() - began
+            self._graphs.append(graph)
+        self.env.load_state_dict(before[0])
+        self.load_state_dict(before[1])
+        self.capture_seconds = time.perf_counter() - began - (self.env.compile_seconds - compiled)
 
     def _timed_update(self, timer: Timer) -> None:
         with timer("update"):
@@ -192,24 +195,22 @@ class PPO:
     def _rollout(self, timer: Timer) -> None:
         env, steps = self.env, self.cfg.num_steps
         self.noise.normal_(generator=self.generator)
+        if self.on_device is not None:
+            self.on_device.take_parameters()
         if not env.fused:
             for t in range(steps):
                 self._collect(t)
             return
-        with products(self.cfg.precision):
-            self._collect_all(timer)
-
-    def _collect_all(self, timer: Timer) -> None:
-        enabled, steps = timer.enabled, self.cfg.num_steps
+        enabled = timer.enabled
         for t in range(steps):
             # Marks cost time themselves: one step stands for all.
             timer.enabled, timer.weight = enabled and t == steps // 2, float(steps)
             if self._program is None:
                 moving = [x for x in self._buffers() if x.ndim and len(x) == steps]
-                self._program, _ = self.env.compiled(lambda: self._collect(0), moving)
+                self._program, _ = env.compiled(lambda: self._collect(0), moving)
             else:
                 self._program(t)
-                self.env.state.refresh()
+                env.state.refresh()
         timer.enabled, timer.weight = enabled, 1.0
 
     def _buffers(self) -> list[Tensor]:
@@ -225,7 +226,11 @@ class PPO:
         obs = env.obs["policy"]
         self.obs[t].copy_(obs)
         self.critic_obs[t].copy_(env.obs[self.critic_group])
-        mean = self.policy(obs)
+        if self.on_device is None:
+            mean = self.policy(obs)
+        else:
+            mean = self.mean_now
+            trace.call(lambda: self.on_device.act(obs, mean))
         self.mean[t].copy_(mean)
         action = mean + self.noise[t] * self.policy.log_std.exp()
         self.actions[t].copy_(action)
@@ -242,16 +247,17 @@ class PPO:
 
     def _values(self) -> tuple[Tensor, Tensor]:
         """V of each observation and of the one that each step led to, in reward units, both [T, E]."""
-        value = self.critic.restore(self.critic(self.critic_obs))
-        last = self.critic.restore(self.critic(self.env.obs[self.critic_group]))
+        critic = self.critic if self.on_device is None else self.on_device.values
+        value = self.critic.restore(critic(self.critic_obs))
+        last = self.critic.restore(critic(self.env.obs[self.critic_group]))
         following = torch.cat((value[1:], last[None]))
         # Where time ran out the next observation belongs to a new episode: take the true final one.
         if self.device == "cpu":
             t, world = self.truncated.nonzero(as_tuple=True)
             final = self.final_obs[world] if self.final_obs.ndim == 2 else self.final_obs[t, world]
-            following[t, world] = self.critic.restore(self.critic(final))
+            following[t, world] = self.critic.restore(critic(final))
         else:  # fixed shapes
-            following = torch.where(self.truncated, self.critic.restore(self.critic(self.final_obs)), following)
+            following = torch.where(self.truncated, self.critic.restore(critic(self.final_obs)), following)
         return value, following
 
     def _use_device_update(self) -> None:

@@ -109,7 +109,7 @@ class Arena:
 
 
 def places(loops: list[Loop], before: set[int], after: set[int], num_worlds: int) -> dict[int, Place]:
-    """A place for every store of a kernel's loops. before, after: stores that exist before it, that are read after it."""
+    """A place for every store of a kernel's loops. before, after: stores that exist before it, or are read after it."""
     found: dict[int, Place] = {}
     complete: set[int] = set()
     read: set[int] = set()

@@ -5,9 +5,9 @@ become kernels; what is left (random numbers of torch's own, large matrix produc
 stays as it is, between them. Carrying the result out again changes the same memory as fn would.
 """
 
+import contextlib
 import gc
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -81,24 +81,8 @@ def _compile(
                 left[segment.name] = left.get(segment.name, 0) + 1
         else:
             later = set().union(*used[k + 1 :]) if k + 1 < len(segments) else set()
-            text = emit(segment, external | written, external | kept | later, num_worlds, int(os.environ.get("FUSE_LANES", 0)) or None)
+            text = emit(segment, external | written, external | kept | later, num_worlds)
 
-            if os.environ.get("FUSE_DUMP"):
-                print(
-                    "SEG",
-                    len(segment),
-                    "lines",
-                    text.source.count(chr(10)),
-                    "syncs",
-                    text.source.count("sync()"),
-                    "each",
-                    text.source.count("EACH"),
-                    "scratch",
-                    text.scratch,
-                    "arrays",
-                    len(text.stores),
-                )
-                open(f"/tmp/seg{len(parts)}.txt", "w").write(text.source)
             if text.source.strip():
                 parts.append(Kernel(text, num_worlds, device, moving))
                 kernels += 1
@@ -156,6 +140,20 @@ def _called(step: Step) -> Callable[[int], None]:
     return lambda index: step.fn()
 
 
+@contextlib.contextmanager
+def _named(step: Step) -> Iterator[None]:
+    """An operation that a graph refuses is called by its name."""
+    try:
+        yield
+    except RuntimeError as e:
+        if not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
+            raise
+        what, why = step.name.removeprefix("aten."), str(e).splitlines()[0]
+        raise UserError(
+            f"{step.term or 'environment'}: {what} cannot be part of a CUDA graph ({why}); train with sim.graph=false"
+        ) from e
+
+
 def _replayed(step: Step) -> Callable[[int], None]:
     """The operation again, its results in the memory they had."""
     args, kwargs = torch.utils._pytree.tree_map(
@@ -172,13 +170,13 @@ def _replayed(step: Step) -> Callable[[int], None]:
     ]:
 
         def write(index: int) -> None:
-            with torch.no_grad():
+            with torch.no_grad(), _named(step):
                 into(*args, **kwargs, out=outs[0])
 
         return write
 
     def run(index: int) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), _named(step):
             result = step.fn(*args, **kwargs)
             values = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
             for out, value, new in zip(outs, values, fresh):

@@ -1,7 +1,7 @@
 """What a function does to tensors, written down while it runs: the operations on them, in order.
 
 A dispatch mode sees every tensor operation. Memory is described by storages and by views of them, so whatever only
-makes a view (a slice, a transpose, an expansion) needs no operation, and what is written in place is seen by every view.
+makes a view (a slice, a transpose, an expansion) needs no operation, and every view sees what is written in place.
 """
 
 import traceback
@@ -41,7 +41,7 @@ class Store:
 
 @dataclass(frozen=True)
 class View:
-    """A tensor: elements of a store. axis: the one that counts the worlds, None without one, -1 where that is unclear."""
+    """A tensor: elements of a store. axis: the one of the worlds, None without one, -1 where that is unclear."""
 
     store: Store
     offset: int
@@ -71,7 +71,7 @@ class Step:
 
 
 class Recorder(TorchDispatchMode):
-    """Records what runs inside it, which is carried out as usual. num_worlds: the size that makes an axis one of worlds."""
+    """Records what runs inside it, which is carried out as usual. num_worlds: the size of an axis of worlds."""
 
     def __init__(self, num_worlds: int):
         super().__init__()
@@ -148,6 +148,8 @@ class Recorder(TorchDispatchMode):
             count = memory.nbytes() // t.element_size()
             store = Store(len(self.stores), memory, t.dtype, t.device, count, world, not made_here)
             self.stores[memory._cdata] = store
+        elif not store.world and axis is not None and axis >= 0 and stride[axis]:
+            store.world = stride[axis]  # it was seen in another shape first
         return View(store, t.storage_offset(), size, stride, axis if store.dtype == t.dtype else -1)
 
     def kept(self) -> set[int]:
@@ -192,7 +194,7 @@ def of(term: str) -> None:
 
 
 def may_ask(device: str) -> bool:
-    """Whether the host may look at a tensor's values to save work: that costs nothing on a CPU, and cannot be recorded."""
+    """Whether the host may look at a tensor's values to save work: free on a CPU, and impossible to record."""
     return device == "cpu" and _current is None
 
 
