@@ -95,10 +95,12 @@ class Env:
         self.fused = cfg.sim.graph and self.device != "cpu"
         self._program: program.Compiled | None = None
         self._action = torch.zeros_like(s.action)
+        self._graph: torch.cuda.CUDAGraph | None = None
         self._out: Any = None
         self.compile_seconds = 0.0
         self._dry_run()
-        self.obs = self.reset()
+        self.obs: dict[str, Tensor] = {}
+        self.reset()
 
     def _edit(self, spec: mujoco.MjSpec, cfg: DictConfig) -> None:
         """Change the scene before it is compiled: the task's own hook, then the sensors that it asks for."""
@@ -112,8 +114,16 @@ class Env:
         """Start every world anew; the observations, group -> [E, n]."""
         self._reset(self.everywhere)
         self._read_commands()
-        self.obs = self._observe(reset=self.everywhere)
+        self._show(self._observe(reset=self.everywhere))
         return self.obs
+
+    def _show(self, obs: dict[str, Tensor]) -> None:
+        """New observations. Where a compiled step reads and writes them, their memory stays."""
+        if not self.fused or not self.obs:
+            self.obs = obs
+            return
+        for name, value in obs.items():
+            self.obs[name].copy_(value)
 
     @torch.no_grad()
     def stagger(self) -> None:
@@ -140,9 +150,16 @@ class Env:
         self._action.copy_(action)
         if self._program is None:
             self._program, self._out = self.compiled(lambda: self.step_plainly(self._action))
-        else:
+            return self._out
+        if self.device == "cpu" or torch.cuda.is_current_stream_capturing():
             self._program()
-            self.state.refresh()  # what was computed from the state before
+        else:
+            if self._graph is None:
+                self._graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self._graph, stream=torch.cuda.Stream(self.device)):
+                    self._program()
+            self._graph.replay()
+        self.state.refresh()  # what was computed from the state before
         return self._out
 
     def compiled(self, fn: Callable[[], Any], moving: Sequence[Tensor] = ()) -> tuple[program.Compiled, Any]:
@@ -195,11 +212,7 @@ class Env:
             self._reset(done)
         self._read_commands()
         obs = self._observe(again=True, reset=done)
-        if self.fused:  # the memory stays
-            for name, value in obs.items():
-                self.obs[name].copy_(value)
-        else:
-            self.obs = obs
+        self._show(obs)
         self.timer.lap("")
         info = {"final_obs": final_obs, "target": target, "nonfinite": engine.nonfinite}
         return self.obs, reward, s.terminated, s.truncated, info

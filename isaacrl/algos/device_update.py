@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from isaacrl.algos import device_kernels
-from isaacrl.algos.networks import FlatParameters, Normalizer
+from isaacrl.algos.networks import Adam, FlatParameters, Normalizer
 from isaacrl.sim.streams import Launcher
 
 METRICS = ("loss/policy", "loss/value", "entropy", "kl", "clip_fraction", "grad_norm", "skipped_updates")
@@ -156,7 +156,7 @@ class Networks:
 class DeviceUpdate:
     """The update of `PPO` on a GPU. All that it reads and writes keeps its place: a captured update can be replayed.
 
-    optimizer: Adam on params; its state is used and made here. samples: N. shared: whether both networks see the same
+    optimizer: Adam on params; its state is used here. samples: N. shared: whether both networks see the same
     observations, normalized by equal statistics. streams: whether work that can overlap is put on a second stream.
     """
 
@@ -165,7 +165,7 @@ class DeviceUpdate:
         policy: Any,
         critic: Any,
         params: FlatParameters,
-        optimizer: torch.optim.Adam,
+        optimizer: Adam,
         lr: Tensor,
         cfg: Any,
         *,
@@ -179,10 +179,7 @@ class DeviceUpdate:
         self.seed, self.samples, self.shared, self.device = seed, samples, shared, device
         self.rows = samples // cfg.minibatches  # B
         self.shuffles = torch.zeros((), dtype=torch.int64, device=device)  # epochs so far
-        self.state: dict[str, Tensor] = optimizer.state[params.value]
-        if not self.state:  # as torch starts it
-            zeros = {k: torch.zeros_like(params.grad) for k in ("exp_avg", "exp_avg_sq")}
-            self.state.update({"step": torch.zeros((), device=device)} | zeros)
+        self.state = optimizer.state
         self._launcher = Launcher(device, use_graph=False)
         self._side = torch.cuda.Stream(device) if device != "cpu" and streams else None
         self._kernels: Any = None
@@ -233,12 +230,8 @@ class DeviceUpdate:
         self._kernels = device_kernels.build(actions, cfg.activation, dtype == torch.bfloat16)
         self._kernels.load(device)
 
-    def restore(self, optimizer: torch.optim.Adam, shuffles: Tensor | None) -> None:
-        """Take over the state that the optimizer has loaded, in place."""
-        loaded = optimizer.state[self.params.value]
-        for name, x in self.state.items():
-            x.copy_(loaded[name]) if name in loaded else x.zero_()
-        optimizer.state[self.params.value] = self.state
+    def restore(self, shuffles: Tensor | None) -> None:
+        """Go on from that many epochs."""
         self.shuffles.zero_() if shuffles is None else self.shuffles.copy_(shuffles)
 
     # --- streams -----------------------------------------------------------------------------------------------------

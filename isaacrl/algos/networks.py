@@ -45,6 +45,39 @@ class FlatParameters:
             first += p.numel()
 
 
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1) on one flat parameter, by torch's fused kernel; lr is a tensor.
+
+    That of torch.optim imports torch's compiler, which takes 1.5 s or more of every start.
+    """
+
+    def __init__(self, param: nn.Parameter, lr: Tensor):
+        self.param, self.lr = param, lr
+        self.state = {"step": torch.zeros((), device=param.device)}  # and the moments' running means, [n]
+        self.state |= {k: torch.zeros_like(param.detach()) for k in ("exp_avg", "exp_avg_sq")}
+
+    @torch.no_grad()
+    def step(self, finite: Tensor) -> None:
+        """One step along the gradient; nothing changes where `finite`, a boolean scalar, is false."""
+        grad, (step, mean, mean_sq) = self.param.grad, self.state.values()
+        assert grad is not None
+        step += finite
+        torch._fused_adam_(
+            *([self.param], [grad], [mean], [mean_sq], [], [step]),
+            **{"lr": self.lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "found_inf": (~finite).float()},
+            **{"weight_decay": 0.0, "amsgrad": False, "maximize": False},
+        )
+
+    def state_dict(self) -> dict[int, dict[str, Tensor]]:
+        """The state as torch.optim stores it: by the number of the parameter."""
+        return {0: {k: v.clone() for k, v in self.state.items()}}
+
+    def load_state_dict(self, stored: dict[int, dict[str, Tensor]]) -> None:
+        """Take over state_dict(), in place; an empty one is that of a start."""
+        for k, v in self.state.items():
+            v.copy_(stored[0][k]) if stored else v.zero_()
+
+
 class Normalizer(nn.Module):
     """Running mean and variance of vectors [n]; normalizes to (x - mean) / std, clipped to +-clip.
 

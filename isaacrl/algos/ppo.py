@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from isaacrl.algos import host_update
-from isaacrl.algos.networks import FlatParameters, Normalizer, mlp
+from isaacrl.algos.networks import Adam, FlatParameters, Normalizer, mlp
 from isaacrl.fuse import trace
 from isaacrl.timer import Timer
 
@@ -116,7 +116,7 @@ class PPO:
             self.critic = Critic(env.obs[self.critic_group].shape[1], cfg).to(self.device)
         self.params = FlatParameters(self.policy, self.critic)
         self.lr = torch.tensor(float(cfg.lr), device=self.device)
-        self.optimizer = torch.optim.Adam([self.params.value], lr=self.lr, eps=1e-8, fused=True)
+        self.optimizer = Adam(self.params.value, self.lr)
         self._update_normalizers(env.obs["policy"], env.obs[self.critic_group])
         rows = cfg.num_steps * env.num_envs // cfg.minibatches
         by_hand = self.device == "cpu" and host_update.is_small(rows, self.policy, self.critic)
@@ -367,10 +367,7 @@ class PPO:
     def _host_epoch(self, gradient: host_update.Gradient, log_std0: Tensor, columns: list[Tensor], size: int) -> Tensor:
         """`_minibatch` for all of an epoch's shuffled columns, on the CPU; the sums of what it returns."""
         cfg, arrays, old = self.cfg, [x.numpy() for x in columns], log_std0.numpy()
-        state = self.optimizer.state[self.params.value]
-        if not state:  # as torch starts it
-            zeros = {k: torch.zeros_like(self.params.grad) for k in ("exp_avg", "exp_avg_sq")}
-            state.update({"step": torch.zeros(())} | zeros)
+        state = self.optimizer.state
         value, grad = self.params.value.detach().numpy(), self.params.grad.numpy()
         moments = state["exp_avg"].numpy(), state["exp_avg_sq"].numpy()
         log_std, low, high = self.policy.log_std.detach().numpy(), math.log(cfg.min_std), math.log(cfg.max_std)
@@ -398,9 +395,7 @@ class PPO:
         if cfg.schedule == "adaptive":
             factor = torch.where(kl > 2.0 * cfg.desired_kl, 1 / 1.5, torch.where(kl < 0.5 * cfg.desired_kl, 1.5, 1.0))
             self.lr.copy_(torch.where(finite, (self.lr * factor).clamp(cfg.lr_min, cfg.lr_max), self.lr))
-        # The fused kernel then leaves parameters and moments alone.
-        self.optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
-        self.optimizer.step()
+        self.optimizer.step(finite)
         self.policy.log_std.data.clamp_(math.log(cfg.min_std), math.log(cfg.max_std))
 
     # --- normalizers -------------------------------------------------------------------------------------------------
@@ -441,7 +436,7 @@ class PPO:
             "policy": self.policy.state_dict(),
             "critic": self.critic.state_dict(),
             "lr": self.lr.clone(),
-            "optimizer": self.optimizer.state_dict()["state"],
+            "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "shuffles": self.on_device.shuffles.clone() if self.on_device else torch.zeros((), dtype=torch.int64),
         }
@@ -451,11 +446,9 @@ class PPO:
         self.policy.load_state_dict(state["policy"])
         self.critic.load_state_dict(state["critic"])
         self.lr.copy_(state["lr"])
-        full = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": full["param_groups"]})
-        self.optimizer.param_groups[0]["lr"] = self.lr
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.on_device is not None:
-            self.on_device.restore(self.optimizer, state.get("shuffles"))
+            self.on_device.restore(state.get("shuffles"))
         generator = state["generator"].cpu()
         if generator.numel() == self.generator.get_state().numel():  # one of a GPU means nothing on a CPU
             self.generator.set_state(generator)
