@@ -91,7 +91,7 @@ def train(
     while seconds < budget and (iterations is None or len(rows) < iterations):
         algo.iterate(env.timer)
         if (len(rows) + 1) % every == 0:
-            snapshots.append({k: v.clone() for k, v in algo.policy.state_dict().items()})
+            snapshots.append({k: v.clone() for k, v in algo.deployed.state_dict().items()})
         metrics = env.read_metrics()  # waits for the device
         seconds = time.perf_counter() - first
         overflow, nonfinite = overflow + metrics["overflow"], nonfinite + metrics["nonfinite"]
@@ -137,7 +137,7 @@ class Judge:
 
         if i not in self.seen:
             self.env.load_state_dict(self.start)
-            self.algo.policy.load_state_dict(self.snapshots[i])
+            self.algo.deployed.load_state_dict(self.snapshots[i])
             episodes = run_episodes(self.env, self.algo.act, self.episodes)
             found = verdict(self.cfg.task.solved, {k: statistics(v) for k, v in episodes.items()}, "solved")
             assert found is not None

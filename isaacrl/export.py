@@ -114,7 +114,7 @@ def export_policy(
     for term in env.task.actions:
         if not isinstance(term.fn, Affine):
             raise UserError(f"export: {term.key} is not one of isaacrl's action terms; only those can be exported")
-    module = Deployed(env, copy.deepcopy(algo.policy).cpu()).eval()
+    module = Deployed(env, copy.deepcopy(algo.deployed).cpu()).eval()
     fed, target, resets = _record(env, algo, steps, module)
     model = _to_onnx(module, fed)
     contract = describe(env, cfg, module, checkpoint)

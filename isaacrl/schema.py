@@ -116,6 +116,12 @@ class PPOConfig:
     precision: str = key(
         "tf32", "matrix products of the update on a GPU; sums are always float32", choices=("float32", "tf32", "bf16")
     )
+    average: float = key(
+        0.0,
+        "what eval, play and export use is a running average of the policy: the share kept an iteration",
+        ge=0,
+        lt=1,
+    )
     init_std: float = key(1.0, "initial standard deviation of actions", gt=0)
     min_std: float = key(0.05, "lower bound of the standard deviation", gt=0)
     max_std: float = key(2.0, "upper bound of the standard deviation", gt=0)

@@ -64,8 +64,14 @@ class Adam:
         step += finite
         torch._fused_adam_(
             *([self.param], [grad], [mean], [mean_sq], [], [step]),
-            **{"lr": self.lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "found_inf": (~finite).float()},
-            **{"weight_decay": 0.0, "amsgrad": False, "maximize": False},
+            lr=self.lr,
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+            found_inf=(~finite).float(),
+            weight_decay=0.0,
+            amsgrad=False,
+            maximize=False,
         )
 
     def state_dict(self) -> dict[int, dict[str, Tensor]]:

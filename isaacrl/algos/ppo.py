@@ -3,6 +3,7 @@
 Shapes: T steps of a rollout, E worlds, N = T * E samples, D observation, A action.
 """
 
+import copy
 import math
 import time
 from types import SimpleNamespace
@@ -114,6 +115,8 @@ class PPO:
             torch.manual_seed(seed)
             self.policy = Policy(num_obs, env.task.num_actions, cfg).to(self.device)
             self.critic = Critic(env.obs[self.critic_group].shape[1], cfg).to(self.device)
+        self.deployed = copy.deepcopy(self.policy) if cfg.average else self.policy  # what acts outside of training
+        self.deployed.normalizer = self.policy.normalizer
         self.params = FlatParameters(self.policy, self.critic)
         self.lr = torch.tensor(float(cfg.lr), device=self.device)
         self.optimizer = Adam(self.params.value, self.lr)
@@ -286,6 +289,7 @@ class PPO:
                 )
                 self._update_normalizers(self.obs, self.critic_obs)
                 self._update_returns(returns)
+                self._average()
             return metrics
         with torch.no_grad():
             value, following = self._values()
@@ -320,6 +324,7 @@ class PPO:
         with torch.no_grad():
             self._update_normalizers(self.obs, self.critic_obs)
             self._update_returns(returns)
+            self._average()
         means = totals / (cfg.epochs * cfg.minibatches)
         names = ("loss/policy", "loss/value", "entropy", "kl", "clip_fraction", "grad_norm")
         return dict(zip(names, means)) | {
@@ -428,12 +433,19 @@ class PPO:
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """The deterministic action [N, A] of the policy group's observation."""
-        return self.policy(obs)
+        return self.deployed(obs)
+
+    def _average(self) -> None:
+        """Let the deployed policy follow (Polyak and Juditsky 1992): one iterate may stumble."""
+        if self.deployed is not self.policy:
+            mean, now = list(self.deployed.parameters()), list(self.policy.parameters())
+            torch._foreach_lerp_(mean, now, 1.0 - self.cfg.average)
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimizer, learning rate, normalizers and what random numbers depend on."""
         return {
             "policy": self.policy.state_dict(),
+            "deployed": self.deployed.state_dict(),
             "critic": self.critic.state_dict(),
             "lr": self.lr.clone(),
             "optimizer": self.optimizer.state_dict(),
@@ -444,6 +456,8 @@ class PPO:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore state_dict()."""
         self.policy.load_state_dict(state["policy"])
+        if self.deployed is not self.policy:
+            self.deployed.load_state_dict(state.get("deployed", state["policy"]))
         self.critic.load_state_dict(state["critic"])
         self.lr.copy_(state["lr"])
         self.optimizer.load_state_dict(state["optimizer"])
