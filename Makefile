@@ -40,8 +40,9 @@ wheel: $(DEV)  ## build the wheel into dist/
 	@$(VENV)/bin/python -m pip --disable-pip-version-check wheel -qq --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/*.whl
 
+# Not those that need a GPU, or another program's packages.
 bench: $(DEV)  ## run the benchmarks of benchmarks/
-	@set -e; for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(VENV)/bin/python $$script $(ARGS); done
+	@set -e; for script in $(filter-out benchmarks/common.py benchmarks/time_to_solved.py benchmarks/versus_mjlab%,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(VENV)/bin/python $$script $(ARGS); done
 
 clean:  ## delete .venv, builds and caches; outputs/ stays
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

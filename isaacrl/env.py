@@ -47,6 +47,8 @@ class Env:
         self.step_dt = cfg.task.physics_dt * cfg.task.decimation
         self.max_episode_steps = max(1, round(cfg.task.episode_length_s / self.step_dt))
         self.timer = Timer(self.device)
+        # On a GPU a step is a few kernels instead of hundreds of operations; they are compiled at the first step.
+        self.fused = cfg.sim.graph and self.device != "cpu"
 
         robot = Robot(scene.model, cfg.asset.base, container(cfg.asset.default_pose), self.device)
         s = self.state = State(
@@ -91,8 +93,6 @@ class Env:
         columns = COUNTS + len(self.task.metric_terms) + len(self.task.reward_names)
         self._sums = torch.zeros(self.num_envs, columns, device=self.device)  # since the last read_metrics
         self._overflow = 0
-        # On a GPU a step is a few kernels instead of hundreds of operations; they are compiled at the first step.
-        self.fused = cfg.sim.graph and self.device != "cpu"
         self._program: program.Compiled | None = None
         self._action = torch.zeros_like(s.action)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -260,7 +260,12 @@ class Env:
         s.write("qpos", s.robot.default_qpos.expand(self.num_envs, -1), mask)
 
     def _read_commands(self) -> None:
-        self.state.commands = {c.name: c(self.state) for c in self.command_terms}
+        held, values = self.state.commands, {c.name: c(self.state) for c in self.command_terms}
+        for term in self.command_terms if self.fused else ():  # a compiled step writes where it wrote before
+            own, value = [m.untyped_storage()._cdata for m in term.memory.values()], values[term.name]
+            if value.untyped_storage()._cdata not in own:  # computed
+                values[term.name] = held[term.name].copy_(value) if term.name in held else value.clone()
+        self.state.commands = values
 
     def _interval(self, event: Bound) -> Tensor:
         """Steps until an interval event strikes each world, [E]."""

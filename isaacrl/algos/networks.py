@@ -1,4 +1,4 @@
-"""What the algorithms share: networks on one flat parameter buffer, and running normalizers."""
+"""What the algorithms share: networks on one flat parameter buffer, Adam, and running normalizers."""
 
 import itertools
 import math
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 ACTIVATIONS = {"elu": partial(nn.ELU, inplace=True), "relu": partial(nn.ReLU, inplace=True), "tanh": nn.Tanh}
@@ -123,3 +124,33 @@ class Normalizer(nn.Module):
     def restore(self, y: Tensor) -> Tensor:
         """The inverse, without the clip."""
         return y * torch.sqrt(self.var + 1e-8) + self.mean
+
+
+class Policy(nn.Module):
+    """Observation [N, D] -> mean action [N, A]: normalizer and network. log_std is a free parameter."""
+
+    def __init__(self, num_obs: int, num_actions: int, cfg: DictConfig):
+        super().__init__()
+        self.normalizer = Normalizer(num_obs) if cfg.normalize_obs else None
+        self.net = mlp([num_obs, *cfg.hidden, num_actions], cfg.activation, last_gain=0.01)
+        self.log_std = nn.Parameter(torch.full((num_actions,), math.log(cfg.init_std)))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.net(self.normalizer(obs) if self.normalizer else obs)
+
+
+class Critic(nn.Module):
+    """Observation [N, D] -> value [N], in reward units after `restore`."""
+
+    def __init__(self, num_obs: int, cfg: DictConfig):
+        super().__init__()
+        self.normalizer = Normalizer(num_obs) if cfg.normalize_obs else None
+        self.net = mlp([num_obs, *(cfg.critic_hidden or cfg.hidden), 1], cfg.activation, last_gain=1.0)
+        self.returns = Normalizer(1, clip=torch.inf) if cfg.normalize_value else None
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """The value in normalized units, [N]."""
+        return self.net(self.normalizer(obs) if self.normalizer else obs)[..., 0]
+
+    def restore(self, value: Tensor) -> Tensor:
+        return self.returns.restore(value) if self.returns else value

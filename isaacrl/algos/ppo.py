@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from isaacrl.algos import host_update
-from isaacrl.algos.networks import Adam, FlatParameters, Normalizer, mlp
+from isaacrl.algos.networks import Adam, Critic, FlatParameters, Normalizer, Policy
 from isaacrl.fuse import trace
 from isaacrl.timer import Timer
 
@@ -70,36 +70,6 @@ def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float | N
 
 
 # --- the agent -------------------------------------------------------------------------------------------------------
-
-
-class Policy(nn.Module):
-    """Observation [N, D] -> mean action [N, A]: normalizer and network. log_std is a free parameter."""
-
-    def __init__(self, num_obs: int, num_actions: int, cfg: DictConfig):
-        super().__init__()
-        self.normalizer = Normalizer(num_obs) if cfg.normalize_obs else None
-        self.net = mlp([num_obs, *cfg.hidden, num_actions], cfg.activation, last_gain=0.01)
-        self.log_std = nn.Parameter(torch.full((num_actions,), math.log(cfg.init_std)))
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return self.net(self.normalizer(obs) if self.normalizer else obs)
-
-
-class Critic(nn.Module):
-    """Observation [N, D] -> value [N], in reward units after `restore`."""
-
-    def __init__(self, num_obs: int, cfg: DictConfig):
-        super().__init__()
-        self.normalizer = Normalizer(num_obs) if cfg.normalize_obs else None
-        self.net = mlp([num_obs, *(cfg.critic_hidden or cfg.hidden), 1], cfg.activation, last_gain=1.0)
-        self.returns = Normalizer(1, clip=torch.inf) if cfg.normalize_value else None
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """The value in normalized units, [N]."""
-        return self.net(self.normalizer(obs) if self.normalizer else obs)[..., 0]
-
-    def restore(self, value: Tensor) -> Tensor:
-        return self.returns.restore(value) if self.returns else value
 
 
 class PPO:

@@ -4,13 +4,34 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from isaacrl.errors import UserError
 from isaacrl.fuse.lower import Loop, NotLocal, Operand, coalesced, indices
-from isaacrl.fuse.memory import SCRATCH, Arena, Pattern, Place, lane_of, localized, pattern, places
+from isaacrl.fuse.memory import (
+    IN_SCRATCH,
+    SCRATCH,
+    Arena,
+    Pattern,
+    Place,
+    elements,
+    lane_of,
+    localized,
+    pattern,
+    places,
+)
 from isaacrl.fuse.trace import Store
 
 LANES = (32, 16, 8)  # threads that may share a world; measured: fewer are slower
 UNROLLED = 8  # elements at most that every lane combines by itself
-START = {"add": "0", "multiply": "1", "most": "-INFINITE", "least": "INFINITE", "or": "false", "and": "true"}
+START = {"add": "0", "multiply": "1", "or": "false", "and": "true"}
+# What no number is below, and above.
+LIMITS = {
+    "int": ("(-2147483647 - 1)", "2147483647"),
+    "long long": ("(-9223372036854775807LL - 1)", "9223372036854775807LL"),
+    "short": ("-32768", "32767"),
+    "signed char": ("-128", "127"),
+    "unsigned char": ("0", "255"),
+    "bool": ("false", "true"),
+}
 
 
 @dataclass
@@ -38,12 +59,25 @@ def emit(loops: list[Loop], before: set[int], after: set[int], num_worlds: int, 
     lanes: threads that share a world; by default as many as waste least.
     """
     loops = _needed(loops, after)
-    return _Emitter([_local(loop, num_worlds) for loop in loops], before, after, num_worlds, lanes).text()
+    for most in (IN_SCRATCH, 256, 64, 16, 0):  # what does not fit into scratch memory stays where it is
+        own = [_local(loop, num_worlds) for loop in loops]
+        text = _Emitter(own, before, after, num_worlds, lanes, most).text()
+        if text.scratch <= SCRATCH:
+            return text
+    raise UserError("environment: a step works with too many large tensors; train with sim.graph=false")
 
 
 def check_local(loop: Loop, num_worlds: int) -> None:
-    """Raises: NotLocal where a loop reads or writes what is not its own world's."""
-    _local(loop, num_worlds)
+    """Raises: NotLocal where a loop reads or writes what is not its own world's, or reads other elements than it writes
+    of the same store, so that their order matters.
+    """
+    own = _local(loop, num_worlds)
+    for x in own.inputs:
+        if not isinstance(x, Operand) or x.store is not own.out.store or own.serial:
+            continue
+        if x.chosen or own.out.chosen or elements(x, own.size) & elements(own.out, own.size):
+            if pattern(x, own.size) is None or pattern(x, own.size) != pattern(own.out, own.size):
+                raise NotLocal("order of elements")
 
 
 def _local(loop: Loop, num_worlds: int) -> Loop:
@@ -78,9 +112,11 @@ def _needed(loops: list[Loop], after: set[int]) -> list[Loop]:
 
 
 class _Emitter:
-    def __init__(self, loops: list[Loop], before: set[int], after: set[int], num_worlds: int, lanes: int | None):
+    def __init__(
+        self, loops: list[Loop], before: set[int], after: set[int], num_worlds: int, lanes: int | None, most: int
+    ):
         self.loops, self.num_worlds = loops, num_worlds
-        self.places = places(loops, before, after, num_worlds)
+        self.places = places(loops, before, after, num_worlds, most)
         self.arena, self.lines, self.declared = Arena(), [], []
         self.pending: dict[int, list[tuple[bool, int | None]]] = defaultdict(list)
         self.names = 0
@@ -211,8 +247,6 @@ class _Emitter:
                 if p.last == g and p.kind == "scratch" and p.base >= 0 and not p.save:
                     self.arena.give(p.base, p.count * p.store.dtype.itemsize)
         self.save([p for p in every if p.save])
-        if self.arena.size > SCRATCH:
-            raise NotLocal(f"{self.arena.size} bytes of scratch memory")
         arrays = [p for p in every if p.kind == "direct" or p.load or p.save]
         head = [f"{p.type}* g{p.name} = ({p.type}*)arrays[{k}];" for k, p in enumerate(arrays)]
         body = "\n".join(f"  {line}" for line in (*head, *self.declared, *self.lines))
@@ -438,7 +472,7 @@ class _Emitter:
                 inner = _unravel("k", loop.size[kept:])
                 value = self.expression(loop, [self.read(x, [*index, *inner]) for x in loop.inputs])
                 count = loop.count // loop.out_count
-                body.append(f"{place_type(loop, place)} a{self.names} = {START[loop.fold]};")
+                body.append(f"{place_type(loop)} a{self.names} = {_start(loop)};")
                 combined = _combined(loop.fold, [f"a{self.names}", value])
                 body.append(f"for (int k = 0; k < {count}; k++) a{self.names} = {combined};")
                 value = loop.finish.replace("{0}", f"a{self.names}")
@@ -520,22 +554,30 @@ class _Emitter:
         for index in indices(loop.size[:kept]):
             self.names += 1
             name = f"a{self.names}"
-            kind = place_type(loop, place)
+            kind = place_type(loop)
             values = []
             for x in loop.inputs:
                 own = None
                 if isinstance(x, Operand) and kept == 0 and (mine := pattern(x, loop.size)) is not None:
                     own = written.get((x.store.number, mine))
                 values.append(own or self.read(x, [*index, *inner]))
-            before.append(f"{kind} {name} = {START[loop.fold]};")
+            before.append(f"{kind} {name} = {_start(loop)};")
             body.append(f"{name} = {_combined(loop.fold, [name, self.expression(loop, values)])};")
             after.append(f"{name} = across_{loop.fold}({name});")
             address = self.address(loop.out, [*index, *[0] * loop.folded])
             after.append(f"r{place.name}_{address} = {loop.finish.replace('{0}', name)};")
 
 
-def place_type(loop: Loop, place: Place) -> str:
+def place_type(loop: Loop) -> str:
     return "bool" if loop.fold in ("or", "and") else loop.kind
+
+
+def _start(loop: Loop) -> str:
+    """What a fold begins with."""
+    if loop.fold in START:
+        return START[loop.fold]
+    low, high = LIMITS.get(loop.kind, ("-INFINITE", "INFINITE"))
+    return low if loop.fold == "most" else high
 
 
 def _combined(fold: str, terms: list[str]) -> str:

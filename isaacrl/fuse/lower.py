@@ -129,10 +129,11 @@ SAME = {
     "trunc.default": "trunc({0})",
     "sign.default": "signum({0})",
     "sgn.default": "signum({0})",
-    "relu.default": "most({0}, 0)",
+    "relu.default": "{0} < 0 ? 0 : {0}",
     "remainder.Scalar": "modulo({0}, {1})",
     "remainder.Tensor": "modulo({0}, {1})",
-    "fmod.Scalar": "fmod({0}, {1})",
+    "fmod.Scalar": "rest({0}, {1})",
+    "fmod.Tensor": "rest({0}, {1})",
     "bitwise_and.Tensor": "{0} & {1}",
     "bitwise_and.Scalar": "{0} & {1}",
     "bitwise_or.Tensor": "{0} | {1}",
@@ -145,11 +146,12 @@ SAME = {
     "__and__.Scalar": "{0} & {1}",
     "__or__.Scalar": "{0} | {1}",
     "__xor__.Scalar": "{0} ^ {1}",
-    "__rshift__.Scalar": "{0} >> {1}",
+    "__rshift__.Scalar": "shift_right({0}, {1})",
     "__lshift__.Scalar": "shift_left({0}, {1})",
-    "bitwise_right_shift.Tensor_Scalar": "{0} >> {1}",
+    "bitwise_right_shift.Tensor_Scalar": "shift_right({0}, {1})",
     "bitwise_left_shift.Tensor_Scalar": "shift_left({0}, {1})",
 }
+ROUNDED = ("round", "floor", "ceil", "trunc")  # of whole numbers: nothing to do
 COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 LOGICAL = {"logical_and.default": "{0} && {1}", "logical_or.default": "{0} || {1}", "logical_xor.default": "{0} != {1}"}
 PREDICATES = {"isnan.default": "{0} != {0}", "isfinite.default": "finite({0})", "isinf.default": "infinite({0})"}
@@ -166,18 +168,20 @@ FOLDS = {
 EMPTY = ("empty.memory_format", "empty_like.default", "new_empty.default", "empty_strided.default")
 
 
-def lower(step: Step, num_worlds: int) -> list[Loop]:
-    """The loops of one recorded operation. Raises: NotLocal."""
+def lower(step: Step, num_worlds: int, device: str) -> list[Loop]:
+    """The loops of one recorded operation, for a kernel on that device. Raises: NotLocal."""
     name = step.name.removeprefix("aten.")
     try:
-        return [loop for loop in _Lowering(step, num_worlds).loops(name) if loop.count]
-    except (IndexError, KeyError, TypeError, ValueError) as e:  # arguments that no rule here expects
+        return [loop for loop in _Lowering(step, num_worlds, torch.device(device).type).loops(name) if loop.count]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:  # arguments that no rule here expects
         raise NotLocal(str(e)) from None
 
 
 class _Lowering:
-    def __init__(self, step: Step, num_worlds: int):
-        self.step, self.num_worlds = step, num_worlds
+    def __init__(self, step: Step, num_worlds: int, device: str):
+        self.step, self.num_worlds, self.device = step, num_worlds, device
+        if any(v.store.device.type != device for v in (*step.outs, *step.mutates)):
+            raise NotLocal("on another device")
         views = [*step.views(), *step.outs, *step.mutates]
         if any(v.axis == -1 or v.store.dtype not in TYPES for v in views):
             raise NotLocal("dtype, or worlds among other axes")
@@ -201,17 +205,20 @@ class _Lowering:
             raise NotLocal("writes to out=")
         word = base.partition(".")[0]
         if base in SAME:
-            kind = WRAPPING.get(out.store.dtype) if word in ("add", "sub", "rsub", "mul", "neg", "addcmul") else None
-            return [self.elementwise(out, self.scaled(base, args), SAME[base], kind=kind)]
+            dtype = self.promoted(args) if inplace else out.store.dtype
+            wraps = word in ("add", "sub", "rsub", "mul", "neg", "addcmul", "square")
+            kind = WRAPPING[dtype] if wraps and dtype in WRAPPING else TYPES[dtype]
+            code = SAME[base] if dtype.is_floating_point or word not in ROUNDED else "{0}"
+            return [self.elementwise(out, self.scaled(base, args), code, kind=kind)]
         if base in LOGICAL:
             return [self.elementwise(out, args, LOGICAL[base], kind="bool")]
         if base in PREDICATES:
-            return [self.elementwise(out, args, PREDICATES[base], kind=self.promoted(args))]
+            return [self.elementwise(out, args, PREDICATES[base], kind=TYPES[self.promoted(args)])]
         if word in COMPARED:
-            return [self.elementwise(out, args, f"{{0}} {COMPARED[word]} {{1}}", kind=self.promoted(args))]
+            return [self.elementwise(out, args, f"{{0}} {COMPARED[word]} {{1}}", kind=TYPES[self.promoted(args)])]
         if base in ("bitwise_not.default", "logical_not.default"):
-            logical = out.store.dtype == torch.bool
-            return [self.elementwise(out, args, "!{0}" if logical else "~{0}", kind=self.promoted(args))]
+            logical = word == "logical_not" or out.store.dtype == torch.bool
+            return [self.elementwise(out, args, "!{0}" if logical else "~{0}", kind=TYPES[self.promoted(args)])]
         if base == "where.self":
             return [self.elementwise(out, args, "{0} ? {1} : {2}", conditions=1)]
         if base in ("masked_fill.Scalar", "masked_fill.Tensor"):
@@ -257,6 +264,8 @@ class _Lowering:
         lead = len(size) - len(view.size)
         if lead < 0:
             raise NotLocal("shape")
+        if view.store.device.type != self.device:
+            raise NotLocal("memory of the host")
         strides = []
         for d, n in enumerate(size):
             k = d - lead
@@ -278,18 +287,17 @@ class _Lowering:
 
     def value(self, x: Any, out: View) -> Any:
         if isinstance(x, View):
-            if x.store.device != out.store.device:  # a number of the host
-                if math.prod(x.size) != 1:
-                    raise NotLocal("memory of the host")
-                return x.tensor().item()
+            if x.store.device.type != self.device and math.prod(x.size) == 1 and not x.store.writers:
+                return x.tensor().item()  # a number of the host
             return self.operand(x, out.size, out.axis)
         if isinstance(x, (bool, int, float)):
             return x
         raise NotLocal(f"argument {type(x).__name__}")
 
-    def promoted(self, args: list[Any]) -> str:
-        real = [x.tensor() if isinstance(x, View) else x for x in args if isinstance(x, (View, bool, int, float))]
-        return TYPES[torch.result_type(real[0], real[1]) if len(real) > 1 else real[0].dtype]
+    def promoted(self, args: list[Any]) -> torch.dtype:
+        """The type in which torch works on the first two of these."""
+        first, *other = [x.tensor() if isinstance(x, View) else x for x in args if isinstance(x, (View, int, float))]
+        return torch.result_type(first, other[0] if other else first)
 
     # --- rules -------------------------------------------------------------------------------------------------------
 
@@ -333,7 +341,7 @@ class _Lowering:
         base, exponent = args[:2]
         whole = {2: "{0} * {0}", 3: "{0} * {0} * {0}", 1: "{0}", 0.5: "sqrt({0})", -1: "1 / {0}", -2: "1 / ({0} * {0})"}
         if isinstance(exponent, (int, float)) and exponent in whole:
-            return self.elementwise(out, [base], whole[exponent])
+            return self.elementwise(out, [base], whole[exponent], kind=WRAPPING.get(out.store.dtype))
         if not out.store.dtype.is_floating_point:
             raise NotLocal("power of whole numbers")
         return self.elementwise(out, [base, exponent], "pow({0}, {1})")
@@ -397,6 +405,8 @@ class _Lowering:
         fold, code, finish = FOLDS[word]
         count = math.prod(source.size[d] for d in dims)
         kind = TYPES[source.store.dtype] if word in ("any", "all") else TYPES[out.store.dtype]
+        if word in ("sum", "prod"):
+            kind = WRAPPING.get(out.store.dtype, kind)
         if not count:
             raise NotLocal("empty")
         read = Operand(source.store, source.offset, strides, world)

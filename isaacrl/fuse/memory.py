@@ -39,6 +39,8 @@ def localized(x: Operand, size: tuple[int, ...], num_worlds: int) -> Operand:
     """The operand in terms of one world's own elements, which lie without gaps. Raises: NotLocal."""
     step = x.store.world
     if not step:
+        if x.world:
+            raise NotLocal("one world's part of what all share")
         return x
     span = step * num_worlds
     if x.world != step:
@@ -48,7 +50,7 @@ def localized(x: Operand, size: tuple[int, ...], num_worlds: int) -> Operand:
         outer = s and s % span == 0
         strides.append(s // span * step if outer else s)
         reach += 0 if outer else (n - 1) * s
-    if reach >= step or x.offset % span >= step and x.store.external:
+    if reach >= step or x.offset % span >= step:
         raise NotLocal("not of one world")
     return Operand(x.store, x.offset // span * step + x.offset % step, tuple(strides), 0, x.chosen)
 
@@ -57,6 +59,14 @@ def reach(x: Operand, size: tuple[int, ...]) -> tuple[int, int]:
     """First element of those that an index stands for, and the one after the last."""
     last = x.offset + sum((n - 1) * s for n, s in zip(size, x.stride)) + sum((n - 1) * s for _, s, n in x.chosen)
     return x.offset, last + 1
+
+
+def elements(x: Operand, size: tuple[int, ...]) -> set[int]:
+    """The elements that all indices stand for."""
+    out = {x.offset}
+    for n, s in zip(size, x.stride):
+        out = {first + i * s for first in out for i in range(n)}
+    return out
 
 
 def pattern(x: Operand, size: tuple[int, ...]) -> Pattern | None:
@@ -108,8 +118,11 @@ class Arena:
         self.free = merged
 
 
-def places(loops: list[Loop], before: set[int], after: set[int], num_worlds: int) -> dict[int, Place]:
-    """A place for every store of a kernel's loops. before, after: stores that exist before it, or are read after it."""
+def places(loops: list[Loop], before: set[int], after: set[int], num_worlds: int, most: int) -> dict[int, Place]:
+    """A place for every store of a kernel's loops. before, after: stores that exist before it, or are read after it.
+
+    most: elements of a store in scratch memory.
+    """
     found: dict[int, Place] = {}
     complete: set[int] = set()
     read: set[int] = set()
@@ -137,7 +150,8 @@ def places(loops: list[Loop], before: set[int], after: set[int], num_worlds: int
         place.load &= n in before
         place.save = n in written and n in after
         rows = place.store.world and place.store.size % num_worlds
-        if place.count > IN_SCRATCH or rows or (n in before and not place.store.world):
+        large = place.count > (most if place.store.world else IN_SCRATCH)
+        if large or rows or (n in before and not place.store.world):
             place.kind = "direct"
         elif place.count <= IN_REGISTERS:
             place.kind = "registers"

@@ -6,12 +6,15 @@ stays as it is, between them. Carrying the result out again changes the same mem
 """
 
 import contextlib
+import dataclasses
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from isaacrl.errors import UserError
 from isaacrl.fuse.emit import check_local, emit
@@ -43,7 +46,7 @@ def compile(
 
     Raises: UserError where fn asks for a tensor's values, or keeps one from a call to the next in a new tensor.
     """
-    recorder = Recorder(num_worlds)
+    recorder = Recorder(num_worlds, device)
     with recorder, torch.no_grad():
         result = fn()
     gc.collect()
@@ -61,12 +64,13 @@ def _compile(
     for step in recorder.steps:
         for view in step.views():
             s = view.store
-            if s.external and s.world and s.number not in kept:
+            beside = s.device.type != torch.device(device).type
+            if s.external and not (s.constant or beside) and s.number not in kept:
                 raise UserError(
                     f"{step.term or 'environment'}: reads a tensor of the step before that is no longer kept; what "
                     "outlasts a step must be a term's memory (init and advance), or train with sim.graph=false"
                 )
-    segments = _segments(recorder.steps, num_worlds, fused)
+    segments = _segments(recorder.steps, num_worlds, device, fused)
     external = {n for n, s in stores.items() if s.external}
     parts: list[Callable[[int], None]] = []
     kernels, left = 0, {}
@@ -74,15 +78,12 @@ def _compile(
     used = [_used(s) for s in segments]
     for k, segment in enumerate(segments):
         if isinstance(segment, Step):
-            if any(v.store.memory._cdata in moving for v in (*segment.views(), *segment.mutates)):
-                raise RuntimeError(f"{segment.name} on a moving tensor")
-            parts.append(_called(segment) if segment.name in ("call", "mark") else _replayed(segment))
+            parts.append(_called(segment) if segment.name in ("call", "mark") else _replayed(segment, moving))
             if segment.name not in ("call", "mark"):
                 left[segment.name] = left.get(segment.name, 0) + 1
         else:
             later = set().union(*used[k + 1 :]) if k + 1 < len(segments) else set()
             text = emit(segment, external | written, external | kept | later, num_worlds)
-
             if text.source.strip():
                 parts.append(Kernel(text, num_worlds, device, moving))
                 kernels += 1
@@ -90,10 +91,11 @@ def _compile(
     return Compiled(parts, kernels, left)
 
 
-def _segments(steps: list[Step], num_worlds: int, fused: bool) -> list[Step | list[Loop]]:
+def _segments(steps: list[Step], num_worlds: int, device: str, fused: bool) -> list[Step | list[Loop]]:
     """Loops of consecutive operations as one, what is left by itself."""
     out: list[Step | list[Loop]] = []
     marks: list[Step] = []
+    elsewhere: set[int] = set()  # stores that something outside of the kernel under way uses
     for step in steps:
         if step.name == "mark":
             (marks if out and isinstance(out[-1], list) else out).append(step)
@@ -101,9 +103,11 @@ def _segments(steps: list[Step], num_worlds: int, fused: bool) -> list[Step | li
         loops = None
         if fused and step.name != "call":
             try:
-                loops = lower(step, num_worlds)
+                loops = lower(step, num_worlds, device)
                 for loop in loops:
                     check_local(loop, num_worlds)
+                    if not loop.out.store.world and loop.out.store.number in elsewhere:
+                        raise NotLocal("every world would change what they share")
             except NotLocal:
                 loops = None
         if loops is not None:
@@ -111,23 +115,26 @@ def _segments(steps: list[Step], num_worlds: int, fused: bool) -> list[Step | li
                 out.append([])
             out[-1].extend(loops)  # type: ignore[union-attr]
         else:
-            _place(out, step, marks)
+            if not _hoisted(out, step):
+                elsewhere |= set() if not out or isinstance(out[-1], Step) else _used(out[-1])
+                out += [*marks, step]
+                marks.clear()
+            elsewhere |= _used(step)
     return out + marks
 
 
-def _place(out: list[Step | list[Loop]], step: Step, marks: list[Step]) -> None:
+def _hoisted(out: list[Step | list[Loop]], step: Step) -> bool:
     """An operation of torch's goes before the kernel under way where neither needs what the other does."""
-    if out and isinstance(out[-1], list) and step.name != "call":
-        reads = {x.store.number for loop in out[-1] for x in loop.operands()}
-        writes = {loop.out.store.number for loop in out[-1]}
-        mine = {v.store.number for v in step.views()}
-        changed = {v.store.number for v in (*step.mutates, *step.outs)}
-        if not (mine & writes or changed & (reads | writes)):
-            out.insert(len(out) - 1, step)
-            return
-    out.extend(marks)
-    marks.clear()
-    out.append(step)
+    if not out or isinstance(out[-1], Step) or step.name == "call":
+        return False
+    reads = {x.store.number for loop in out[-1] for x in loop.operands()}
+    writes = {loop.out.store.number for loop in out[-1]}
+    mine = {v.store.number for v in step.views()}
+    changed = {v.store.number for v in (*step.mutates, *step.outs)}
+    if mine & writes or changed & (reads | writes):
+        return False
+    out.insert(len(out) - 1, step)
+    return True
 
 
 def _used(segment: Step | list[Loop]) -> set[int]:
@@ -154,33 +161,48 @@ def _named(step: Step) -> Iterator[None]:
         ) from e
 
 
-def _replayed(step: Step) -> Callable[[int], None]:
+def _replayed(step: Step, moving: dict[int, tuple[int, int]]) -> Callable[[int], None]:
     """The operation again, its results in the memory they had."""
-    args, kwargs = torch.utils._pytree.tree_map(
-        lambda x: x.tensor() if isinstance(x, View) else x,
+    views = (*step.views(), *step.outs, *step.mutates)
+    count = max((moving.get(v.store.memory._cdata, (1, 0))[0] for v in views), default=1)
+
+    def at(view: View, index: int) -> Tensor:
+        stride = moving.get(view.store.memory._cdata, (1, 0))[1] // (view.dtype or view.store.dtype).itemsize
+        return dataclasses.replace(view, offset=view.offset + index * stride).tensor()
+
+    each = [_once(step, partial(at, index=k)) for k in range(count)]
+    return lambda index: each[min(index, count - 1)]()
+
+
+def _once(step: Step, tensor: Callable[[View], Tensor]) -> Callable[[], None]:
+    args, kwargs = _pytree.tree_map(
+        lambda x: tensor(x) if isinstance(x, View) else x,
         (step.args, step.kwargs),
         is_leaf=lambda x: isinstance(x, View),
     )
     changed = {v.store.number for v in step.mutates}
-    outs = [v.tensor() for v in step.outs]
+    outs = [tensor(v) for v in step.outs]
     fresh = [v.store.number not in changed for v in step.outs]
     into = getattr(step.fn.overloadpacket, "out", None) if len(outs) == 1 and all(fresh) else None
-    if into is not None and [a.name for a in into._schema.arguments][:-1] == [
-        a.name for a in step.fn._schema.arguments
-    ]:
+    if into is not None and _takes(into)[:-1] == _takes(step.fn):
 
-        def write(index: int) -> None:
+        def write() -> None:
             with torch.no_grad(), _named(step):
                 into(*args, **kwargs, out=outs[0])
 
         return write
 
-    def run(index: int) -> None:
+    def run() -> None:
         with torch.no_grad(), _named(step):
             result = step.fn(*args, **kwargs)
-            values = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+            values = [x for x in _pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
             for out, value, new in zip(outs, values, fresh):
                 if new:
                     out.copy_(value)
 
     return run
+
+
+def _takes(fn: Any) -> list[tuple[str, str, bool]]:
+    """Arguments of an operation: names, types, and whether only by name."""
+    return [(a.name, str(a.type), a.kwarg_only) for a in fn._schema.arguments]

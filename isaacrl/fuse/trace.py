@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isaacrl.errors import UserError
@@ -33,10 +34,8 @@ class Store:
     size: int  # elements
     world: int | None
     external: bool  # it was there before
+    constant: bool = False  # made of the host's numbers: nobody needs to keep it
     writers: list["Step"] = field(default_factory=list)
-
-    def tensor(self, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-        return torch.empty(0, dtype=self.dtype, device=self.device).set_(self.memory, offset, size, stride)
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,11 @@ class View:
     size: tuple[int, ...]
     stride: tuple[int, ...]
     axis: int | None
+    dtype: torch.dtype | None = None  # where it is not the store's
 
     def tensor(self) -> Tensor:
-        return self.store.tensor(self.offset, self.size, self.stride)
+        out = torch.empty(0, dtype=self.dtype or self.store.dtype, device=self.store.device)
+        return out.set_(self.store.memory, self.offset, self.size, self.stride)
 
 
 @dataclass(eq=False)
@@ -67,18 +68,24 @@ class Step:
 
     def views(self) -> list[View]:
         """Its tensor arguments."""
-        return [x for x in torch.utils._pytree.tree_leaves((self.args, self.kwargs)) if isinstance(x, View)]
+        return [x for x in _pytree.tree_leaves((self.args, self.kwargs)) if isinstance(x, View)]
 
 
 class Recorder(TorchDispatchMode):
-    """Records what runs inside it, which is carried out as usual. num_worlds: the size of an axis of worlds."""
+    """Records what runs inside it, which is carried out as usual. num_worlds: the size of an axis of worlds.
 
-    def __init__(self, num_worlds: int):
+    device: where the worlds are. Tensors of the host beside a GPU's are numbers that are the same in every step.
+    """
+
+    def __init__(self, num_worlds: int, device: str):
         super().__init__()
-        self.num_worlds = num_worlds
+        self.num_worlds, self.on_host = num_worlds, torch.device(device).type == "cpu"
         self.steps: list[Step] = []
-        self.stores: dict[int, Store] = {}
+        self.stores: dict[int, Store] = {}  # by storage
         self.term = ""
+        self._memories: dict[int, torch.UntypedStorage] = {}
+        self._by_address: dict[tuple[str, int, int], Store] = {}
+        self._numbers: dict[int, Step] = {}  # tensors of Python's numbers, by store, and what fills them anew
         self._paused = False
 
     def __enter__(self) -> "Recorder":
@@ -92,37 +99,74 @@ class Recorder(TorchDispatchMode):
         global _current
         _current = None
         super().__exit__(*error)
+        unchanged = list(self._numbers.values())
+        for step in unchanged:
+            step.outs[0].store.external = step.outs[0].store.constant = True
+        self.steps = [step for step in self.steps if step not in unchanged]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
         name = str(func)
+        tensors = _tensors((args, kwargs))
         if name in ASKS or _has_mask_index(name, args):
-            raise self._refusal(func)
-        before = [self.view(t) for t in _tensors((args, kwargs))]
+            if not tensors or not all(self._is_beside(t.device) for t in tensors):
+                raise self._refusal(func)
+        if name == "aten.lift_fresh.default" and self._of(args[0]) < 0:
+            self._lift(args[0])
+        before = [self.view(t) for t in tensors]
         out = func(*args, **kwargs)
         outs = _tensors(out)
-        if any(_is_host(t) for t in outs) and any(not v.store.device.type == "cpu" for v in before):
+        if any(self._is_beside(t.device) for t in outs) and any(not self._is_beside(v.store.device) for v in before):
             raise self._refusal(func)
         mutated = [_argument(a, i, args, kwargs) for i, a in enumerate(func._schema.arguments) if _writes(a)]
         known = {v.store.number for v in before}
         if not mutated and outs and all(self._of(t) in known for t in outs):
             return out  # a view
-        if outs and not before and all(_is_host(t) for t in outs):
+        if outs and not before and all(self._is_beside(t.device) for t in outs):
             return out  # a constant of the host
         changed = tuple(self.view(t) for t in _tensors(mutated))
         fresh = tuple(self.view(t, made_here=True) for t in outs)
+        beside = all(self._is_beside(t.device) for t in (*outs, *_tensors(mutated)))
 
         def seen(x: Any) -> Any:
-            return self.view(x) if isinstance(x, Tensor) else x
+            return x if not isinstance(x, Tensor) else self.view(x) if beside else self.view(self._within_reach(x))
 
-        recorded = torch.utils._pytree.tree_map(seen, (args, kwargs))
+        recorded = _pytree.tree_map(seen, (args, kwargs))
         step = Step(name, func, recorded[0], recorded[1], fresh, changed, self.term)
         for v in (*changed, *(f for f in fresh if f.store not in {c.store for c in changed})):
             v.store.writers.append(step)
+        for v in changed:
+            self._numbers.pop(v.store.number, None)
         self.steps.append(step)
         return out
+
+    # Torch wraps this method to hide it from its compiler, which it imports to that end at the first call (1.5 s).
+    # A function that has been wrapped before it leaves as it is.
+    setattr(__torch_dispatch__, "__dynamo_disable", __torch_dispatch__)
+
+    def _is_beside(self, device: torch.device) -> bool:
+        """Whether that is the host's memory, and the worlds are on a GPU."""
+        return device.type == "cpu" and not self.on_host
+
+    def _lift(self, t: Tensor) -> None:
+        """A tensor of Python's numbers: a constant, unless something changes it later; then it is filled anew."""
+        source = self.view(t.clone())
+        source.store.constant = True
+        step = Step("aten.clone.default", torch.ops.aten.clone.default, (source,), {}, (self.view(t, made_here=True),))
+        step.term = self.term
+        self._numbers[step.outs[0].store.number] = step
+        self.steps.append(step)
+
+    def _within_reach(self, t: Tensor) -> Tensor:
+        """Numbers of the host on the device, once: a copy in every step would have it wait."""
+        view = self.view(t)
+        if not self._is_beside(t.device) or t.ndim == 0 or view.store.number not in self._numbers:
+            return t
+        twin = t.to(next(s.device for s in self.stores.values() if not self._is_beside(s.device)))
+        self.view(twin).store.constant = True
+        return twin
 
     def call(self, fn: Callable[[], None], name: str) -> None:
         """Run fn now, and as it is whenever the recording is carried out again."""
@@ -133,28 +177,39 @@ class Recorder(TorchDispatchMode):
             self._paused = False
         self.steps.append(Step(name, fn, term=self.term))
 
+    def _known(self, memory: torch.UntypedStorage) -> Store | None:
+        """Several storages may be the same memory: each look at an array of Warp's makes one."""
+        place = (str(memory.device), memory.data_ptr(), memory.nbytes())
+        return self.stores.get(memory._cdata) or (self._by_address.get(place) if place[2] else None)
+
     def _of(self, t: Tensor) -> int:
-        store = self.stores.get(t.untyped_storage()._cdata)
+        store = self._known(t.untyped_storage())
         return -1 if store is None else store.number
 
     def view(self, t: Tensor, made_here: bool = False) -> View:
+        if t.is_conj() or t.is_neg():
+            raise UserError(f"{self.term or 'environment'}: conjugate views cannot be recorded; use sim.graph=false")
         memory = t.untyped_storage()
         size, stride = tuple(t.shape), tuple(t.stride())
         axes = [d for d, n in enumerate(size) if n == self.num_worlds]
         axis = None if not axes else axes[0] if len(axes) == 1 else -1
-        store = self.stores.get(memory._cdata)
+        store = self._known(memory)
         if store is None:
             world = stride[axis] if axis is not None and axis >= 0 else None
             count = memory.nbytes() // t.element_size()
-            store = Store(len(self.stores), memory, t.dtype, t.device, count, world, not made_here)
-            self.stores[memory._cdata] = store
+            store = Store(len(self._memories), memory, t.dtype, t.device, count, world, not made_here)
+            self._by_address[str(memory.device), memory.data_ptr(), memory.nbytes()] = store
         elif not store.world and axis is not None and axis >= 0 and stride[axis]:
             store.world = stride[axis]  # it was seen in another shape first
-        return View(store, t.storage_offset(), size, stride, axis if store.dtype == t.dtype else -1)
+        self.stores[memory._cdata], self._memories[memory._cdata] = store, memory
+        if store.dtype != t.dtype:
+            return View(store, t.storage_offset(), size, stride, -1, t.dtype)
+        return View(store, t.storage_offset(), size, stride, axis)
 
     def kept(self) -> set[int]:
         """Numbers of the stores that somebody else still holds."""
-        return {s.number for s in self.stores.values() if torch._C._storage_Use_Count(s.memory._cdata) > 1}
+        used = torch._C._storage_Use_Count
+        return {self.stores[c].number for c, memory in self._memories.items() if used(memory._cdata) > 1}
 
     def _refusal(self, func: Any) -> UserError:
         where = next((f for f in reversed(traceback.extract_stack()[:-2]) if not _is_ours(f.filename)), None)
@@ -199,11 +254,7 @@ def may_ask(device: str) -> bool:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [x for x in torch.utils._pytree.tree_leaves(tree) if isinstance(x, Tensor)]
-
-
-def _is_host(t: Tensor) -> bool:
-    return t.device.type == "cpu" and torch.cuda.is_available()
+    return [x for x in _pytree.tree_leaves(tree) if isinstance(x, Tensor)]
 
 
 def _writes(argument: Any) -> bool:

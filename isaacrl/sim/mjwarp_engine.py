@@ -84,6 +84,7 @@ class MjwarpEngine:
         self.model, self.num_envs, self.device = model, num_envs, device
         self.actuation, self.reason = actuation, reason
         self._launcher = Launcher(device, cfg.graph)
+        self._at_once = Launcher(device, use_graph=False)
         self._fields: dict[str, Tensor] = {}
         self._template = mujoco.MjData(model)  # shapes
         with self._launcher.stream():
@@ -270,8 +271,7 @@ class MjwarpEngine:
         self._launcher.forget()  # those captured so far hold the old line
 
     def set_const(self) -> None:
-        with self._launcher.stream():
-            mjw.set_const(self.m, self.d)
+        self._at_once.run("set_const", lambda: mjw.set_const(self.m, self.d))
         self.forward()
 
     # --- checkpoints -------------------------------------------------------------------------------------------------

@@ -116,6 +116,8 @@ class Bound:
             return self.fn(s, *args, **self.params)
         except UserError as e:  # an unknown command or sensor
             raise self._at_key(e) from None
+        finally:
+            trace.of("")
 
     def _at_key(self, e: UserError) -> UserError:
         """The error with the term's place in the configuration, which a term need not know."""
@@ -128,6 +130,7 @@ class Bound:
             s.use_stream(self.stream + ".advance")
             trace.of(self.key)
             self._store(self.fn.advance(s), None)
+            trace.of("")
 
     def reset(self, s: State, mask: Tensor) -> None:
         """The memory of the worlds of mask [E] starts anew."""
@@ -135,6 +138,7 @@ class Bound:
             s.use_stream(self.stream + ".init")
             trace.of(self.key)
             self._store(self.fn.init(s), mask)
+            trace.of("")
 
     def _store(self, values: dict[str, Tensor], mask: Tensor | None) -> None:
         for k, v in values.items():
