@@ -26,6 +26,7 @@ from isaacrl.terms.group import ObservationGroup
 from isaacrl.terms.randomization import randomized_fields
 from isaacrl.timer import Timer
 
+FEWEST_FUSED = 64  # worlds; fewer gain little, and their number is often that of something else as well
 COUNTS = 7  # columns of the sums of metrics before those of the task's own terms
 
 
@@ -48,7 +49,7 @@ class Env:
         self.max_episode_steps = max(1, round(cfg.task.episode_length_s / self.step_dt))
         self.timer = Timer(self.device)
         # On a GPU a step is a few kernels instead of hundreds of operations; they are compiled at the first step.
-        self.fused = cfg.sim.graph and self.device != "cpu"
+        self.fused = cfg.sim.graph and self.device != "cpu" and self.num_envs >= FEWEST_FUSED
 
         robot = Robot(scene.model, cfg.asset.base, container(cfg.asset.default_pose), self.device)
         s = self.state = State(

@@ -497,8 +497,11 @@ class _Emitter:
             self.line(text)
 
     def read_after(self, inside: set[int], group: Group) -> set[int]:
-        """Stores whose elements are read outside this pass, or in it by another pattern."""
+        """Stores whose elements are read outside this pass, or in it as indices."""
         found = {p.store.number for p in self.places.values() if p.save}
+        for loop in group.loops:
+            found.update(i.store.number for x in loop.operands() for i, _, _ in x.chosen)
+            found.update(i.store.number for i, _, _ in loop.out.chosen)
         for loop in self.loops:
             if id(loop) not in inside:
                 found.update(x.store.number for x in loop.operands())

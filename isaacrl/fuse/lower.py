@@ -509,6 +509,8 @@ class _Lowering:
             adds = word == "index_add"
         if dim == out.axis or len(index.size) != 1 or index.axis is not None:
             raise NotLocal("a choice of worlds")
+        if adds and out.store.dtype == torch.bool:
+            raise NotLocal("sums of truths")
         alpha = self.step.kwargs.get("alpha", 1)
         shape = (*out.size[:dim], index.size[0], *out.size[dim + 1 :])
         window = View(out.store, out.offset, shape, (*out.stride[:dim], 0, *out.stride[dim + 1 :]), out.axis)
