@@ -157,7 +157,8 @@ class Env:
         else:
             if self._graph is None:
                 self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph, stream=torch.cuda.Stream(self.device)):
+                stream = torch.cuda.Stream(self.device)
+                with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                     self._program()
             self._graph.replay()
         self.state.refresh()  # what was computed from the state before
