@@ -22,9 +22,9 @@ def moved(x):
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
 
 
-def compiled(fn, first, *others, num_worlds=E, **keys):
+def compiled(fn, first, *others, num_worlds=E, names=None, **keys):
     """The compiled function. fn: takes tensors by name and returns a tree of tensors. first, others: values of its
-    arguments; it is compiled with the first ones and must do with all of them what torch does.
+    arguments; it is compiled with the first ones and must do with all of them what torch does. names: of the results.
     """
     live = {k: moved(v) for k, v in first.items()}
     expected = results(fn, first)
@@ -32,7 +32,7 @@ def compiled(fn, first, *others, num_worlds=E, **keys):
     torch.manual_seed(0)
     c, out = program.compile(lambda: fn(**live), num_worlds, device, **keys)
     out = _pytree.tree_leaves(out)
-    agree(out, live, expected, "as recorded")
+    agree(out, live, expected, names)
     for given in others:
         expected = results(fn, given)
         own = {live[k].untyped_storage().data_ptr() for k in live}
@@ -43,7 +43,7 @@ def compiled(fn, first, *others, num_worlds=E, **keys):
             live[k].copy_(v)
         torch.manual_seed(0)
         c()
-        agree(out, live, expected, "carried out again")
+        agree(out, live, expected, names)
     return c
 
 
@@ -51,13 +51,13 @@ def garble(x):
     x.fill_(True if x.dtype == torch.bool else 77)
 
 
-def agree(out, live, expected, when):
+def agree(out, live, expected, names=None):
     values, after = expected
     assert len(out) == len(values)
     for k, (mine, theirs) in enumerate(zip(out, values)):
-        same(mine, theirs, f"result {k}, {when}")
+        same(mine, theirs, f"result {names[k] if names else k}")
     for k, theirs in after.items():
-        same(live[k], theirs, f"argument {k}, {when}")
+        same(live[k], theirs, f"argument {k}")
 
 
 def same(mine, theirs, what):

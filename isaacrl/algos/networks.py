@@ -63,7 +63,7 @@ class Adam:
         grad, (step, mean, mean_sq) = self.param.grad, self.state.values()
         assert grad is not None
         step += finite
-        torch._fused_adam_(
+        torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
             *([self.param], [grad], [mean], [mean_sq], [], [step]),
             lr=self.lr,
             beta1=0.9,

@@ -409,7 +409,7 @@ class PPO:
         """Let the deployed policy follow (Polyak and Juditsky 1992): one iterate may stumble."""
         if self.deployed is not self.policy:
             mean, now = list(self.deployed.parameters()), list(self.policy.parameters())
-            torch._foreach_lerp_(mean, now, 1.0 - self.cfg.average)
+            torch._foreach_lerp_(mean, now, 1.0 - self.cfg.average)  # pyright: ignore[reportPrivateImportUsage]
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimizer, learning rate, normalizers and what random numbers depend on."""

@@ -1,11 +1,12 @@
-"""From loops to the text of a kernel: in which order, which of them share a pass over their index, where lanes meet."""
+"""From loops to the text of a kernel: what is where, and where lanes meet."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from isaacrl.errors import UserError
-from isaacrl.fuse.lower import Loop, NotLocal, Operand, coalesced, indices
+from isaacrl.fuse.expressions import combined, literal, start, type_of, unravel
+from isaacrl.fuse.loops import Loop, NotLocal, Operand, coalesced, indices
 from isaacrl.fuse.memory import (
     IN_SCRATCH,
     SCRATCH,
@@ -18,20 +19,8 @@ from isaacrl.fuse.memory import (
     pattern,
     places,
 )
+from isaacrl.fuse.schedule import Group, Schedule
 from isaacrl.fuse.trace import Store
-
-LANES = (32, 16, 8)  # threads that may share a world; measured: fewer are slower
-UNROLLED = 8  # elements at most that every lane combines by itself
-START = {"add": "0", "multiply": "1", "or": "false", "and": "true"}
-# What no number is below, and above.
-LIMITS = {
-    "int": ("(-2147483647 - 1)", "2147483647"),
-    "long long": ("(-9223372036854775807LL - 1)", "9223372036854775807LL"),
-    "short": ("-32768", "32767"),
-    "signed char": ("-128", "127"),
-    "unsigned char": ("0", "255"),
-    "bool": ("false", "true"),
-}
 
 
 @dataclass
@@ -42,15 +31,6 @@ class Text:
     stores: list[Store]
     scratch: int
     lanes: int
-
-
-@dataclass(eq=False)
-class Group:
-    """Loops that share a pass, or one alone."""
-
-    kind: str  # lanes, uniform, serial
-    count: int
-    loops: list[Loop] = field(default_factory=list)
 
 
 def emit(loops: list[Loop], before: set[int], after: set[int], num_worlds: int, lanes: int | None = None) -> Text:
@@ -120,116 +100,9 @@ class _Emitter:
         self.arena, self.lines, self.declared = Arena(), [], []
         self.pending: dict[int, list[tuple[bool, int | None]]] = defaultdict(list)
         self.names = 0
-        self.groups = self.order()
-        self.lane_count = lanes or min(LANES, key=self.cost)
-
-    def cost(self, lanes: int) -> float:
-        """Instructions of a warp a world, roughly: what all lanes do is done by all of them."""
-        each = sum(len(g.loops) * -(-g.count // lanes) for g in self.groups if g.kind == "lanes")
-        every = sum(loop.count for g in self.groups if g.kind != "lanes" for loop in g.loops)
-        return lanes * (each + every)
-
-    # --- the order ---------------------------------------------------------------------------------------------------
-
-    def kind(self, loop: Loop) -> tuple[str, int]:
-        """How a loop runs: (uniform | serial | lanes, passes)."""
-        place = self.places[loop.out.store.number]
-        if loop.serial and place.kind != "registers":
-            return "serial", 0
-        if place.kind == "registers":
-            inner = loop.count // loop.out_count
-            small = inner <= UNROLLED or loop.count <= 2 * UNROLLED
-            return ("uniform", 0) if small or not loop.folded else ("fold", inner)
-        return "lanes", loop.out_count
-
-    def dependencies(self) -> list[dict[int, bool]]:
-        """For every loop the earlier ones it must follow; True where it may be in the same pass."""
-        writers: dict[int, list[int]] = defaultdict(list)
-        readers: dict[int, list[int]] = defaultdict(list)
-        out: list[dict[int, bool]] = []
-        for i, loop in enumerate(self.loops):
-            need: dict[int, bool] = {}
-
-            def follow(k: int, same: bool, need: dict[int, bool] = need) -> None:
-                need[k] = need.get(k, True) and same
-
-            plain = not loop.folded or loop.folded == len(loop.size)  # an element at a time
-            for x in loop.operands():
-                mine = pattern(x, loop.size) if plain else None
-                for k in writers[x.store.number]:
-                    follow(k, mine is not None and mine == self.written(self.loops[k]))
-            n, mine = loop.out.store.number, self.written(loop)
-            for k in readers[n]:
-                theirs = [pattern(x, self.loops[k].size) for x in self.loops[k].operands() if x.store.number == n]
-                if k != i:
-                    follow(k, mine is not None and all(t == mine for t in theirs))
-            for k in writers[n]:
-                if not (loop.fresh and self.loops[k].fresh):
-                    follow(k, mine is not None and mine == self.written(self.loops[k]))
-            out.append(need)
-            for x in loop.operands():
-                readers[x.store.number].append(i)
-            writers[n].append(i)
-        return out
-
-    def written(self, loop: Loop) -> Pattern | None:
-        """The pattern of what a loop writes, where it is a plain one."""
-        return None if loop.folded or loop.serial else pattern(loop.out, loop.size)
-
-    def order(self) -> list[Group]:
-        """Groups in the order of their text."""
-        needs = self.dependencies()
-        kinds = [self.kind(loop) for loop in self.loops]
-        left, done, groups = set(range(len(self.loops))), set(), []
-        while left:
-            uniform = self.uniform(left, done, needs, kinds)
-            if uniform:
-                groups.append(Group("uniform", 0, [self.loops[i] for i in uniform]))
-                continue
-            ready = [i for i in sorted(left) if done.issuperset(needs[i])]
-            serial = [i for i in ready if kinds[i][0] == "serial"]
-            if serial:
-                groups.append(Group("serial", 0, [self.loops[serial[0]]]))
-                left.remove(serial[0])
-                done.add(serial[0])
-                continue
-            counts: dict[int, int] = defaultdict(int)
-            for i in ready:
-                counts[kinds[i][1]] += 1
-            count = max(counts, key=lambda n: (counts[n], n))
-            inside: set[int] = set()
-            ordered: list[int] = []
-            while True:
-                more = [
-                    i
-                    for i in sorted(left - inside)
-                    if kinds[i][0] in ("lanes", "fold")
-                    and kinds[i][1] == count
-                    and all(k in done or (k in inside and same) for k, same in needs[i].items())
-                ]
-                for i in more:
-                    inside.add(i)
-                    ordered.append(i)
-                early = self.uniform(left - inside, done, needs, kinds)
-                if early:
-                    groups.append(Group("uniform", 0, [self.loops[i] for i in early]))
-                    left.difference_update(early)
-                if not more and not early:
-                    break
-            groups.append(Group("lanes", count, [self.loops[i] for i in ordered]))
-            left -= inside
-            done |= inside
-        return groups
-
-    def uniform(self, left: set[int], done: set[int], needs: list[dict[int, bool]], kinds: list) -> list[int]:
-        """Uniform loops that can run now, one after the other; they are done then."""
-        found: list[int] = []
-        for i in sorted(left):
-            if kinds[i][0] == "uniform" and done.issuperset(needs[i]):
-                found.append(i)
-                done.add(i)
-        left.difference_update(found)
-        return found
+        self.schedule = Schedule(loops, self.places)
+        self.groups = self.schedule.groups
+        self.lane_count = lanes or self.schedule.lanes()
 
     # --- the text ----------------------------------------------------------------------------------------------------
 
@@ -315,7 +188,7 @@ class _Emitter:
         if isinstance(x, int):
             return f"{x}LL" if abs(x) >= 2**31 else str(x)
         if isinstance(x, float):
-            return _literal(x)
+            return literal(x)
         place = self.places[x.store.number]
         address = self.address(x, index)
         return self.register(place, address) if place.kind == "registers" else self.element(place, address)
@@ -412,7 +285,7 @@ class _Emitter:
                     self.expression(loop, [self.read(x, [*index, *inner]) for x in loop.inputs])
                     for inner in indices(loop.size[kept:])
                 ]
-                value = loop.finish.replace("{0}", _combined(loop.fold, terms))
+                value = loop.finish.replace("{0}", combined(loop.fold, terms))
             else:
                 value = self.expression(loop, [self.read(x, list(index)) for x in loop.inputs])
             results.append((self.address(loop.out, whole), value))
@@ -437,7 +310,7 @@ class _Emitter:
         """One lane, in order."""
         place = self.places[loop.out.store.number]
         self.line(f"if (FIRST) for (int i = 0; i < {loop.count}; i++) {{")
-        index = _unravel("i", loop.size)
+        index = unravel("i", loop.size)
         value = self.expression(loop, [self.read(x, index) for x in loop.inputs])
         self.line(f"  {self.element(place, self.address(loop.out, index))} = {value};")
         self.line("}")
@@ -453,7 +326,7 @@ class _Emitter:
                 forwarded = not writes and any(n == place.store.number for n, _ in written)
                 if not forwarded and (not writes or place.store.number in read_later or place.kind == "direct"):
                     accesses.append((place, writes, lane))
-            written[loop.out.store.number, self.written(loop)] = ""
+            written[loop.out.store.number, self.schedule.written(loop)] = ""
         self.uses_at_once(accesses)
         written.clear()
         before: list[str] = []
@@ -468,12 +341,12 @@ class _Emitter:
             self.names += 1
             name = f"v{self.names}"
             if loop.folded:
-                index = _unravel("i", loop.size[:kept])
-                inner = _unravel("k", loop.size[kept:])
+                index = unravel("i", loop.size[:kept])
+                inner = unravel("k", loop.size[kept:])
                 value = self.expression(loop, [self.read(x, [*index, *inner]) for x in loop.inputs])
                 count = loop.count // loop.out_count
-                body.append(f"{place_type(loop)} a{self.names} = {_start(loop)};")
-                combined = _combined(loop.fold, [f"a{self.names}", value])
+                body.append(f"{type_of(loop)} a{self.names} = {start(loop)};")
+                combined = combined(loop.fold, [f"a{self.names}", value])
                 body.append(f"for (int k = 0; k < {count}; k++) a{self.names} = {combined};")
                 value = loop.finish.replace("{0}", f"a{self.names}")
                 whole: list[str | int] = [*index, *[0] * loop.folded]
@@ -485,7 +358,7 @@ class _Emitter:
                 body.append(f"{self.element(place, self.address(loop.out, whole))} = {name};")
             for key in [k for k in written if k[0] == loop.out.store.number and not loop.fresh]:
                 del written[key]
-            if not loop.folded and (mine := self.written(loop)) is not None:
+            if not loop.folded and (mine := self.schedule.written(loop)) is not None:
                 written[loop.out.store.number, mine] = name
         for text in before:
             self.line(text)
@@ -533,7 +406,7 @@ class _Emitter:
         chosen = [i for x in (*every, loop.out) for i, _, _ in x.chosen]
         involved = [*every, *chosen, loop.out]
         size, strides = coalesced(loop.size, [x.stride for x in involved])
-        index = _unravel("i", size)
+        index = unravel("i", size)
         moved = {id(x): Operand(x.store, x.offset, s, x.world) for x, s in zip(involved, strides)}
         for x in (*every, loop.out):
             moved[id(x)].chosen = tuple((moved[id(i)], s, n) for i, s, n in x.chosen)
@@ -553,61 +426,19 @@ class _Emitter:
         """Each lane combines its share; then the lanes do."""
         self.declare(place)
         kept = len(loop.size) - loop.folded
-        inner = _unravel("i", loop.size[kept:])
+        inner = unravel("i", loop.size[kept:])
         for index in indices(loop.size[:kept]):
             self.names += 1
             name = f"a{self.names}"
-            kind = place_type(loop)
+            kind = type_of(loop)
             values = []
             for x in loop.inputs:
                 own = None
                 if isinstance(x, Operand) and kept == 0 and (mine := pattern(x, loop.size)) is not None:
                     own = written.get((x.store.number, mine))
                 values.append(own or self.read(x, [*index, *inner]))
-            before.append(f"{kind} {name} = {_start(loop)};")
-            body.append(f"{name} = {_combined(loop.fold, [name, self.expression(loop, values)])};")
+            before.append(f"{kind} {name} = {start(loop)};")
+            body.append(f"{name} = {combined(loop.fold, [name, self.expression(loop, values)])};")
             after.append(f"{name} = across_{loop.fold}({name});")
             address = self.address(loop.out, [*index, *[0] * loop.folded])
             after.append(f"r{place.name}_{address} = {loop.finish.replace('{0}', name)};")
-
-
-def place_type(loop: Loop) -> str:
-    return "bool" if loop.fold in ("or", "and") else loop.kind
-
-
-def _start(loop: Loop) -> str:
-    """What a fold begins with."""
-    if loop.fold in START:
-        return START[loop.fold]
-    low, high = LIMITS.get(loop.kind, ("-INFINITE", "INFINITE"))
-    return low if loop.fold == "most" else high
-
-
-def _combined(fold: str, terms: list[str]) -> str:
-    if fold in ("most", "least"):
-        text = terms[0]
-        for t in terms[1:]:
-            text = f"{fold}({text}, {t})"
-        return text
-    sign = {"add": " + ", "multiply": " * ", "or": " || ", "and": " && "}[fold]
-    return "(" + sign.join(f"({t})" for t in terms) + ")"
-
-
-def _unravel(i: str, size: tuple[int, ...]) -> list[str | int]:
-    """The index of each axis, from the place in a row-major order."""
-    axes = [d for d, n in enumerate(size) if n != 1]
-    out: list[str | int] = [0] * len(size)
-    inner = 1
-    for d in reversed(axes):
-        text = i if inner == 1 else f"({i} / {inner})"
-        out[d] = text if d == axes[0] else f"({text} % {size[d]})"
-        inner *= size[d]
-    return out
-
-
-def _literal(x: float) -> str:
-    if x != x:
-        return "NOT_A_NUMBER"
-    if x in (float("inf"), float("-inf")):
-        return "INFINITE" if x > 0 else "(-INFINITE)"
-    return f"({x!r})" if x < 0 else repr(x)

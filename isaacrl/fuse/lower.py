@@ -5,167 +5,17 @@ each at an affine function of the index. What a world reads and writes is its ow
 cannot be put so (a sum over worlds, a large matrix product, one not listed here) is left to torch.
 """
 
-import itertools
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from isaacrl.fuse.trace import Step, Store, View
+from isaacrl.fuse.expressions import COMPARED, EMPTY, FOLDS, LOGICAL, PREDICATES, ROUNDED, SAME, WRAPPING
+from isaacrl.fuse.loops import TYPES, Loop, NotLocal, Operand
+from isaacrl.fuse.trace import Step, View
 
 MAX_PRODUCT = 1024  # multiplications of a small matrix product
 MAX_SHARED = 1024  # elements of memory without worlds that each world works out for itself
-
-TYPES = {
-    torch.float32: "float",
-    torch.float64: "double",
-    torch.int64: "long long",
-    torch.int32: "int",
-    torch.bool: "bool",
-    torch.uint8: "unsigned char",
-    torch.int16: "short",
-    torch.int8: "signed char",
-}
-# Whole numbers overflow as torch's do.
-WRAPPING = {torch.int32: "unsigned", torch.int64: "unsigned long long"}
-
-
-class NotLocal(Exception):
-    """An operation that is not one of each world by itself."""
-
-
-@dataclass(eq=False)
-class Operand:
-    """Elements of a store: offset + sum of stride times index [+ stride times (value of an index operand)]."""
-
-    store: Store
-    offset: int
-    stride: tuple[int, ...]
-    world: int | None  # elements from one world to the next; None: no axis of worlds
-    chosen: tuple[tuple["Operand", int, int], ...] = ()  # (index, stride, length of the axis)
-
-
-@dataclass(eq=False)
-class Loop:
-    """out[index] = expression for all indices of `size`; with `fold`, combined over the last `folded` axes.
-
-    code: an expression of {0}, {1}, ..., the inputs in type `kind`. An input is an Operand or a literal.
-    """
-
-    size: tuple[int, ...]
-    out: Operand
-    inputs: list[Any]
-    code: str
-    kind: str
-    fold: str = ""
-    folded: int = 0
-    finish: str = "{0}"
-    serial: bool = False  # in order, by one lane: elements may be written twice
-    fresh: bool = False  # one of several that together write all of a new store
-    steps: list[int] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.size)
-
-    @property
-    def out_count(self) -> int:
-        return math.prod(self.size[: len(self.size) - self.folded])
-
-    def operands(self) -> list[Operand]:
-        """All that is read."""
-        reads = [x for x in self.inputs if isinstance(x, Operand)]
-        every = [*reads, self.out]
-        reads += [i for x in every for i, _, _ in x.chosen]
-        return reads
-
-
-# Expressions by operation. The type of the arithmetic is that of the output, or (compared) that of the inputs.
-SAME = {
-    "add.Tensor": "{0} + {1}",
-    "add.Scalar": "{0} + {1}",
-    "sub.Tensor": "{0} - {1}",
-    "sub.Scalar": "{0} - {1}",
-    "rsub.Scalar": "{1} - {0}",
-    "rsub.Tensor": "{1} - {0}",
-    "mul.Tensor": "{0} * {1}",
-    "mul.Scalar": "{0} * {1}",
-    "div.Tensor": "{0} / {1}",
-    "div.Scalar": "{0} / {1}",
-    "neg.default": "-{0}",
-    "abs.default": "absolute({0})",
-    "minimum.default": "least({0}, {1})",
-    "maximum.default": "most({0}, {1})",
-    "clone.default": "{0}",
-    "clamp_min.default": "most({0}, {1})",
-    "clamp_max.default": "least({0}, {1})",
-    "square.default": "{0} * {0}",
-    "clamp_min.Tensor": "most({0}, {1})",
-    "clamp_max.Tensor": "least({0}, {1})",
-    "alias.default": "{0}",
-    "addcmul.default": "{0} + {1} * {2}",
-    "lerp.Tensor": "mix({0}, {1}, {2})",
-    "lerp.Scalar": "mix({0}, {1}, {2})",
-    "sqrt.default": "sqrt({0})",
-    "rsqrt.default": "1 / sqrt({0})",
-    "reciprocal.default": "1 / {0}",
-    "exp.default": "exp({0})",
-    "log.default": "log({0})",
-    "log1p.default": "log_1p({0})",
-    "sin.default": "sin({0})",
-    "cos.default": "cos({0})",
-    "tan.default": "tan({0})",
-    "tanh.default": "tanh({0})",
-    "asin.default": "asin({0})",
-    "acos.default": "acos({0})",
-    "atan.default": "atan({0})",
-    "atan2.default": "atan2({0}, {1})",
-    "expm1.default": "exp_m1({0})",
-    "sigmoid.default": "1 / (1 + exp(-{0}))",
-    "round.default": "rint({0})",
-    "floor.default": "floor({0})",
-    "ceil.default": "ceil({0})",
-    "trunc.default": "trunc({0})",
-    "sign.default": "signum({0})",
-    "sgn.default": "signum({0})",
-    "relu.default": "{0} < 0 ? 0 : {0}",
-    "remainder.Scalar": "modulo({0}, {1})",
-    "remainder.Tensor": "modulo({0}, {1})",
-    "fmod.Scalar": "rest({0}, {1})",
-    "fmod.Tensor": "rest({0}, {1})",
-    "bitwise_and.Tensor": "{0} & {1}",
-    "bitwise_and.Scalar": "{0} & {1}",
-    "bitwise_or.Tensor": "{0} | {1}",
-    "bitwise_or.Scalar": "{0} | {1}",
-    "bitwise_xor.Tensor": "{0} ^ {1}",
-    "bitwise_xor.Scalar": "{0} ^ {1}",
-    "__and__.Tensor": "{0} & {1}",
-    "__or__.Tensor": "{0} | {1}",
-    "__xor__.Tensor": "{0} ^ {1}",
-    "__and__.Scalar": "{0} & {1}",
-    "__or__.Scalar": "{0} | {1}",
-    "__xor__.Scalar": "{0} ^ {1}",
-    "__rshift__.Scalar": "shift_right({0}, {1})",
-    "__lshift__.Scalar": "shift_left({0}, {1})",
-    "bitwise_right_shift.Tensor_Scalar": "shift_right({0}, {1})",
-    "bitwise_left_shift.Tensor_Scalar": "shift_left({0}, {1})",
-}
-ROUNDED = ("round", "floor", "ceil", "trunc")  # of whole numbers: nothing to do
-COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-LOGICAL = {"logical_and.default": "{0} && {1}", "logical_or.default": "{0} || {1}", "logical_xor.default": "{0} != {1}"}
-PREDICATES = {"isnan.default": "{0} != {0}", "isfinite.default": "finite({0})", "isinf.default": "infinite({0})"}
-FOLDS = {
-    "sum": ("add", "{0}", "{0}"),
-    "mean": ("add", "{0}", "{0} / {count}"),
-    "amax": ("most", "{0}", "{0}"),
-    "amin": ("least", "{0}", "{0}"),
-    "any": ("or", "{0} != 0", "{0}"),
-    "all": ("and", "{0} != 0", "{0}"),
-    "prod": ("multiply", "{0}", "{0}"),
-    "linalg_vector_norm": ("add", "{0} * {0}", "sqrt({0})"),
-}
-EMPTY = ("empty.memory_format", "empty_like.default", "new_empty.default", "empty_strided.default")
 
 
 def lower(step: Step, num_worlds: int, device: str) -> list[Loop]:
@@ -525,20 +375,3 @@ class _Lowering:
         kind = TYPES[out.store.dtype]
         loops = [] if inplace else [self.elementwise(out, [args[0]], "{0}")]
         return [*loops, Loop(size, target, inputs, code, kind, serial=True)]
-
-
-def coalesced(size: tuple[int, ...], strides: list[tuple[int, ...]]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """The same index space with as few axes as all these strides allow."""
-    axes = [(n, tuple(s[d] for s in strides)) for d, n in enumerate(size) if n != 1]
-    merged: list[tuple[int, tuple[int, ...]]] = []
-    for n, step in axes:
-        if merged and all(a == b * n for a, b in zip(merged[-1][1], step)):
-            merged[-1] = (merged[-1][0] * n, step)
-        else:
-            merged.append((n, step))
-    return tuple(n for n, _ in merged), [tuple(s[k] for _, s in merged) for k in range(len(strides))]
-
-
-def indices(size: tuple[int, ...]) -> Any:
-    """All indices of a space, in order."""
-    return itertools.product(*(range(n) for n in size))

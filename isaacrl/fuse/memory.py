@@ -6,7 +6,7 @@ something reads it before it is written, stored at the end if somebody outside r
 
 from dataclasses import dataclass, field
 
-from isaacrl.fuse.lower import TYPES, Loop, NotLocal, Operand, coalesced
+from isaacrl.fuse.loops import TYPES, Loop, NotLocal, Operand, coalesced
 from isaacrl.fuse.trace import Store
 
 IN_REGISTERS = 4  # elements at most

@@ -18,7 +18,8 @@ from torch.utils import _pytree
 
 from isaacrl.errors import UserError
 from isaacrl.fuse.emit import check_local, emit
-from isaacrl.fuse.lower import Loop, NotLocal, lower
+from isaacrl.fuse.loops import Loop, NotLocal
+from isaacrl.fuse.lower import lower
 from isaacrl.fuse.trace import Recorder, Step, View, call, may_ask
 
 __all__ = ["Compiled", "call", "compile", "may_ask"]
