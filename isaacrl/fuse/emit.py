@@ -346,8 +346,8 @@ class _Emitter:
                 value = self.expression(loop, [self.read(x, [*index, *inner]) for x in loop.inputs])
                 count = loop.count // loop.out_count
                 body.append(f"{type_of(loop)} a{self.names} = {start(loop)};")
-                combined = combined(loop.fold, [f"a{self.names}", value])
-                body.append(f"for (int k = 0; k < {count}; k++) a{self.names} = {combined};")
+                both = combined(loop.fold, [f"a{self.names}", value])
+                body.append(f"for (int k = 0; k < {count}; k++) a{self.names} = {both};")
                 value = loop.finish.replace("{0}", f"a{self.names}")
                 whole: list[str | int] = [*index, *[0] * loop.folded]
             else:
