@@ -96,6 +96,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     algo = algos.build(env, cfg)
     env.stagger()
     env.timer.enabled = True
+    algo.prepare(env.timer)
     samples, step_s = cfg.algo.num_steps * cfg.num_envs, cfg.task.physics_dt * cfg.task.decimation
     rows: list[dict[str, float]] = []
     ready = time.perf_counter() - BEGAN
@@ -124,7 +125,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "gpu_mib": None if before is None or after is None else after - before,
         "torch_mib": torch.cuda.max_memory_reserved() / 2**20 if cuda else None,
         "observations": {name: value.shape[1] for name, value in env.obs.items()},
-        "tf32": torch.backends.cuda.matmul.fp32_precision == "tf32",
+        "tf32": cfg.algo.precision == "tf32",
         "engine": env.engine.name,
         "samples": samples,
         "unequal": unequal(facts, cfg, env),

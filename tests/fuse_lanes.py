@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from isaacrl.fuse import emit, kernel
+from isaacrl.fuse import kernel, schedule
 
 ORDERS = (0, 1, 2, 3)  # forwards, backwards, two that are random between any two barriers
 GUARD = 4096
@@ -120,6 +120,6 @@ class LaneKernel:
 def use(monkeypatch, folder, lanes, edit=lambda source: source):
     """From now on compiled functions run by so many lanes, their text changed by `edit`."""
     monkeypatch.setattr(kernel, "Kernel", LaneKernel)
-    monkeypatch.setattr(emit, "LANES", (lanes,))
+    monkeypatch.setattr(schedule, "LANES", (lanes,))
     monkeypatch.setattr(LaneKernel, "folder", folder, raising=False)
     monkeypatch.setattr(LaneKernel, "edit", staticmethod(edit))

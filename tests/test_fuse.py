@@ -7,7 +7,7 @@ import pytest
 import torch
 from fuse_programs import E, compiled, results
 
-from isaacrl.fuse import lower
+from isaacrl.fuse import expressions
 
 FLOATS = (torch.float32, torch.float64)
 WHOLE = (torch.int32, torch.int64)
@@ -36,9 +36,9 @@ def values(dtype, shape, g, edges=EDGES):
 
 def entries():
     """Every entry of the tables, and those that a rule of its own lowers element by element."""
-    yield from lower.SAME
-    yield from (*lower.LOGICAL, *lower.PREDICATES)
-    yield from (f"{word}.{kind}" for word in lower.COMPARED for kind in ("Tensor", "Scalar"))
+    yield from expressions.SAME
+    yield from (*expressions.LOGICAL, *expressions.PREDICATES)
+    yield from (f"{word}.{kind}" for word in expressions.COMPARED for kind in ("Tensor", "Scalar"))
     yield from ("bitwise_not.default", "logical_not.default", "where.self", "masked_fill.Scalar", "clamp.Tensor")
     yield from ("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "elu.default", "copy.default")
 
@@ -187,7 +187,7 @@ def test_folds(dtype):
         for k, op in enumerate(("sum", "mean", "amax", "amin", "prod", "any", "all")):
             many.add(lambda x, op=op, k=k: getattr(x, op)(dim=1, keepdim=k % 2 == 0), x)
         many.add(lambda x: torch.linalg.vector_norm(x, dim=1), x.abs() if dtype in FLOATS else x)
-        many.add(lambda x: x.double().mean(dim=1, keepdim=True), x)
+        many.add(lambda x: (x % 100).double().mean(dim=1, keepdim=True), x)
     for shape, dims in (((E, 2, 3), (1, 2)), ((E, 3, 11), (1,)), ((E, 3, 11), (2,)), ((E, 2, 40), (2,)), ((E, 9, 4), (1,))):
         x = values(dtype, shape, g, [1.0, -0.5])
         for op in ("sum", "mean", "amax", "amin"):
@@ -237,11 +237,11 @@ def test_choosing_and_putting():
         many.add(lambda x, i: x.gather(1, i.sort(dim=1).values), x, own)
         many.add(torch.index_copy, x, 1, other, new)
         many.add(lambda x, i, new: x.clone().index_copy_(1, i, new), x, other, new)
-        many.add(lambda x, i, new: x.index_put((None, i), new), x, other, new)
+        many.add(lambda x, i, new: torch.ops.aten.index_put(x, [None, i], new), x, other, new)
         many.add(lambda x, i: x.clone().index_fill_(1, i, 1), x, other)
         if dtype != torch.bool:
             many.add(lambda x, i: x.index_add(1, i, x[:, i], alpha=-1), x, ids[1:])
-            many.add(lambda x, i, new: x.index_put((None, i), new, accumulate=True), x, other, new)
+            many.add(lambda x, i, new: torch.ops.aten.index_put(x, [None, i], new, True), x, other, new)
         many.add(lambda x: x.clone().fill_(1).index_copy_(1, torch.tensor([1]), x[:, :1]), x)
         wide = values(dtype, (E, n, 2), g, [1.0])
         many.add(lambda x, i: x[:, i, 1:], wide, ids)

@@ -55,9 +55,9 @@ def check_local(loop: Loop, num_worlds: int) -> None:
     for x in own.inputs:
         if not isinstance(x, Operand) or x.store is not own.out.store or own.serial:
             continue
-        if x.chosen or own.out.chosen or elements(x, own.size) & elements(own.out, own.size):
-            if pattern(x, own.size) is None or pattern(x, own.size) != pattern(own.out, own.size):
-                raise NotLocal("order of elements")
+        mine, theirs = pattern(x, own.size), pattern(own.out, own.size)
+        if mine is None or theirs is None or mine != theirs and elements(x, own.size) & elements(own.out, own.size):
+            raise NotLocal("order of elements")
 
 
 def _local(loop: Loop, num_worlds: int) -> Loop:
