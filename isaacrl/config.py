@@ -8,9 +8,11 @@ Imports neither torch nor the simulator, so that mistakes are reported at once.
 
 import dataclasses
 import gc
+import glob
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,25 @@ from isaacrl.suggest import listing, one_line
 __all__ = ["GROUPS", "check", "compose", "conf_dir", "dump", "finish", "load_stored", "read_options", "search_dirs"]
 
 LARGEST_FILE = 1_000_000  # bytes of a stored configuration
+
+
+def _gpu_here() -> bool:
+    """Whether torch will find an NVIDIA GPU, as far as can be told without importing it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
+    devices = [*glob.glob("/dev/nvidia[0-9]*"), *glob.glob("/dev/dxg")]  # the second is that of WSL
+    try:
+        return bool(devices) and not hidden and not metadata.version("torch").endswith("+cpu")
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _worlds(device: str, num_envs: int, gpu_num_envs: int | None) -> int:
+    """The number of worlds that a task is trained with on a device; `auto` means what is there."""
+    on_gpu = _gpu_here() if device == "auto" else device != "cpu"
+    return gpu_num_envs if on_gpu and gpu_num_envs else num_envs
+
+
+OmegaConf.register_new_resolver("worlds", _worlds, replace=True)
 
 
 def compose(overrides: list[str], config_dir: str | os.PathLike | None = None, *, resolve: bool = True) -> DictConfig:

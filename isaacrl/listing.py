@@ -62,9 +62,9 @@ def tasks(dirs: list[Path]) -> tuple[list[str], list[list[Any]]]:
             (m, *next(iter(r.items()))) for m, r in (data.get("solved") or {}).items() if isinstance(r, dict) and r
         ]
         solved = ", ".join(f"{metric} {'>=' if side == 'above' else '<='} {x}" for metric, side, x in rules)
-        rows.append(
-            [name, text, data.get("overrides", {}).get("asset", "cartpole"), data.get("num_envs", 1024), solved]
-        )
+        worlds = str(data.get("num_envs", 1024))
+        worlds += f", {n} on a GPU" if (n := data.get("gpu_num_envs")) else ""
+        rows.append([name, text, data.get("overrides", {}).get("asset", "cartpole"), worlds, solved])
     return ["task", "", "robot", "envs", "solved when"], rows
 
 

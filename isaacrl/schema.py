@@ -35,6 +35,7 @@ class TaskConfig:
     description: str = key("", "one line for `isaacrl list`")
     env: str | None = key(None, "a task as one Python class: my_pkg.my_task:MyTask (the term tables are then optional)")
     num_envs: int = key(1024, "the number of worlds this task is usually trained with", ge=1)
+    gpu_num_envs: int | None = key(None, "the same on a GPU; default: num_envs", ge=1)
     physics_dt: float = key(0.005, "physics time step [s]", gt=0, le=0.1)
     decimation: int = key(4, "physics steps a policy step", ge=1)
     episode_length_s: float = key(20.0, "length of a full episode [s]", gt=0)

@@ -392,7 +392,7 @@ def test_a_sweep_of_a_users_configuration(trainer, tmp_path):
 def test_cfg_shows_the_configuration(capsys):
     assert cli.main(["train", "--cfg", "job", "task=cartpole_swingup", "algo.lr=2e-4"]) == 0
     out = capsys.readouterr().out
-    assert "num_envs: ${task.num_envs}" in out and "lr: 0.0002" in out and "ppo:" not in out
+    assert "num_envs: ${worlds:" in out and "lr: 0.0002" in out and "ppo:" not in out
     cli.main(["train", "-c", "job", "--resolve"])
     assert "\nnum_envs: 256" in capsys.readouterr().out
     cli.main(["train", "-c", "job", "-p", "task.solved"])
