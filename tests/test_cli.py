@@ -393,7 +393,7 @@ def test_cfg_shows_the_configuration(capsys):
     assert cli.main(["train", "--cfg", "job", "task=cartpole_swingup", "algo.lr=2e-4"]) == 0
     out = capsys.readouterr().out
     assert "num_envs: ${worlds:" in out and "lr: 0.0002" in out and "ppo:" not in out
-    cli.main(["train", "-c", "job", "--resolve"])
+    cli.main(["train", "-c", "job", "--resolve", "device=cpu"])
     assert "\nnum_envs: 256" in capsys.readouterr().out
     cli.main(["train", "-c", "job", "-p", "task.solved"])
     assert capsys.readouterr().out.splitlines()[:2] == ["# @package task.solved", "episode_length:"]

@@ -41,13 +41,6 @@ def error(overrides: list[str], config_dir: Path | None = None) -> str:
 
 @pytest.mark.parametrize("algo", sorted(ALGORITHMS))
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize(("device", "worlds"), [("cpu", 512), ("cuda", 8192), ("cuda:1", 8192)])
-def test_a_task_is_trained_with_more_worlds_on_a_gpu(device, worlds):
-    assert compose(["task=ant", f"device={device}"]).num_envs == worlds
-    assert compose(["task=ant", f"device={device}", "num_envs=7"]).num_envs == 7
-    assert compose(["task=g1_flat", f"device={device}"]).num_envs == 4096  # one number for all
-
-
 def test_every_task_composes_with_every_algorithm(task, algo):
     cfg = compose([f"task={task}", f"algo={algo}"])
     raw = read_merged(f"task/{task}", [conf_dir()])
@@ -492,3 +485,10 @@ def test_the_schema_documents_every_key():
 @pytest.mark.parametrize("name", sorted(p.stem for p in (conf_dir() / "experiment").glob("*.yaml")))
 def test_every_experiment_composes(name):
     assert compose([f"experiment={name}"]).task.name
+
+
+@pytest.mark.parametrize(("device", "worlds"), [("cpu", 512), ("cuda", 8192), ("cuda:1", 8192)])
+def test_a_task_is_trained_with_more_worlds_on_a_gpu(device, worlds):
+    assert compose(["task=ant", f"device={device}"]).num_envs == worlds
+    assert compose(["task=ant", f"device={device}", "num_envs=7"]).num_envs == 7
+    assert compose(["task=g1_flat", f"device={device}"]).num_envs == 4096  # one number for all

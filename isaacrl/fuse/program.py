@@ -61,6 +61,7 @@ def _compile(
     from isaacrl.fuse.kernel import Kernel  # starts Warp
 
     kept = recorder.kept()
+    recorder.move_numbers(device, kept)
     stores = {s.number: s for s in recorder.stores.values()}
     for step in recorder.steps:
         for view in step.views():

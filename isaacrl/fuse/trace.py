@@ -128,10 +128,9 @@ class Recorder(TorchDispatchMode):
             return out  # a constant of the host
         changed = tuple(self.view(t) for t in _tensors(mutated))
         fresh = tuple(self.view(t, made_here=True) for t in outs)
-        beside = all(self._is_beside(t.device) for t in (*outs, *_tensors(mutated)))
 
         def seen(x: Any) -> Any:
-            return x if not isinstance(x, Tensor) else self.view(x) if beside else self.view(self._within_reach(x))
+            return self.view(x) if isinstance(x, Tensor) else x
 
         recorded = _pytree.tree_map(seen, (args, kwargs))
         step = Step(name, func, recorded[0], recorded[1], fresh, changed, self.term)
@@ -159,14 +158,23 @@ class Recorder(TorchDispatchMode):
         self._numbers[step.outs[0].store.number] = step
         self.steps.append(step)
 
-    def _within_reach(self, t: Tensor) -> Tensor:
-        """Numbers of the host on the device, once: a copy in every step would have it wait."""
-        view = self.view(t)
-        if not self._is_beside(t.device) or t.ndim == 0 or view.store.number not in self._numbers:
-            return t
-        twin = t.to(next(s.device for s in self.stores.values() if not self._is_beside(s.device)))
-        self.view(twin).store.constant = True
-        return twin
+    def move_numbers(self, device: str, kept: set[int]) -> None:
+        """Numbers of the host to the device, once: a copy in every step would have it wait."""
+        twins: dict[View, View] = {}
+
+        def near(x: Any) -> Any:
+            if not isinstance(x, View) or not x.size or not self._is_beside(x.store.device) or x.store.writers:
+                return x
+            if x.store.number in kept and not x.store.constant:  # somebody may change it
+                return x
+            if x not in twins:
+                twins[x] = self.view(x.tensor().to(device))
+                twins[x].store.constant = True
+            return twins[x]
+
+        for step in self.steps:
+            if not all(self._is_beside(v.store.device) for v in (*step.outs, *step.mutates)):
+                step.args, step.kwargs = _pytree.tree_map(near, (step.args, step.kwargs), is_leaf=_is_view)
 
     def call(self, fn: Callable[[], None], name: str) -> None:
         """Run fn now, and as it is whenever the recording is carried out again."""
@@ -251,6 +259,10 @@ def of(term: str) -> None:
 def may_ask(device: str) -> bool:
     """Whether the host may look at a tensor's values to save work: free on a CPU, and impossible to record."""
     return device == "cpu" and _current is None
+
+
+def _is_view(x: Any) -> bool:
+    return isinstance(x, View)
 
 
 def _tensors(tree: Any) -> list[Tensor]:
