@@ -352,9 +352,9 @@ class Env:
         self.last_episode_metrics = per_episode  # [E, M], of the episodes that end in this step
 
     def read_metrics(self) -> dict[str, float]:
-        """Means since the last call; two copies to the host. Episode figures are absent if no episode ended."""
-        sums = self._sums.sum(dim=0, dtype=torch.float64).tolist()
-        overflow = int(self.engine.overflow.sum())
+        """Means since the last call; one copy to the host. Episode figures are absent if no episode ended."""
+        sums = self._sums.sum(dim=0, dtype=torch.float64)
+        *sums, overflow = torch.cat((sums, self.engine.overflow.sum()[None])).tolist()
         overflow, self._overflow = overflow - self._overflow, overflow
         self._sums.zero_()
         episodes, steps, n = sums[0], max(sums[5], 1.0), COUNTS + len(self.task.metric_terms)

@@ -1,11 +1,20 @@
 """Functions of many worlds' tensors, compiled by `isaacrl.fuse` and carried out by torch, side by side."""
 
+import pytest
 import torch
+from fused_kernel import optimization
 from torch.utils import _pytree
 
 from isaacrl.fuse import program
 
 E = 37  # worlds
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quickly():
+    """Modules that import this compile with less care."""
+    with optimization(0):
+        yield
 
 
 def results(fn, inputs):

@@ -35,11 +35,9 @@ def inputs(seed):
     def whole(*shape, low=-9, dtype=torch.float64):
         return torch.randint(low, 10, shape, generator=g).to(dtype)
 
-    return {
-        **{"a": whole(E), "b": whole(E, 3), "c": whole(E, 12), "d": whole(E, 4, 5), "e": whole(4, E, 3)},
-        **{"f": whole(E, 40), "t": whole(6, E).T, "i": whole(E, 7, dtype=torch.int64), "h": whole(E, 2).float()},
-        **{"m": whole(E) > 0, "k": whole(E, 9) > 0, "s": whole(5), "z": whole(), "ring": whole(E, 6, 4)},
-    }
+    out = {"a": whole(E), "b": whole(E, 3), "c": whole(E, 12), "d": whole(E, 4, 5), "e": whole(4, E, 3)}
+    out |= {"f": whole(E, 40), "t": whole(6, E).T, "i": whole(E, 7, dtype=torch.int64), "h": whole(E, 2).float()}
+    return out | {"m": whole(E) > 0, "k": whole(E, 9) > 0, "s": whole(5), "z": whole(), "ring": whole(E, 6, 4)}
 
 
 class RandomProgram:

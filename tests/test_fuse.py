@@ -1,11 +1,11 @@
-"""Functions compiled to kernels (`isaacrl.fuse`) do what torch does: operation by operation, whole programs, by lanes."""
+"""Functions compiled to kernels (`isaacrl.fuse`) do what torch does, operation by operation."""
 
 import itertools
 import math
 
 import pytest
 import torch
-from fuse_programs import E, compiled, results
+from fuse_programs import E, compiled, quickly, results  # noqa: F401  a fixture
 
 from isaacrl.fuse import expressions
 
@@ -188,8 +188,8 @@ def test_folds(dtype):
             many.add(lambda x, op=op, k=k: getattr(x, op)(dim=1, keepdim=k % 2 == 0), x)
         many.add(lambda x: torch.linalg.vector_norm(x, dim=1), x.abs() if dtype in FLOATS else x)
         many.add(lambda x: (x % 100).double().mean(dim=1, keepdim=True), x)
-    for shape, dims in (((E, 2, 3), (1, 2)), ((E, 3, 11), (1,)), ((E, 3, 11), (2,)), ((E, 2, 40), (2,)), ((E, 9, 4), (1,))):
-        x = values(dtype, shape, g, [1.0, -0.5])
+    for *shape, dims in ((2, 3, (1, 2)), (3, 11, (1,)), (3, 11, (2,)), (2, 40, (2,)), (9, 4, (1,))):
+        x = values(dtype, (E, *shape), g, [1.0, -0.5])
         for op in ("sum", "mean", "amax", "amin"):
             many.add(lambda x, op=op, dims=dims: getattr(x, op)(dim=dims), x)
             many.add(lambda x, op=op, dims=dims: getattr(x, op)(dim=dims, keepdim=True), x)
@@ -254,8 +254,9 @@ def test_new_tensors():
     """Of all worlds, and of none; of numbers from the host, which a change does not spoil for the next time."""
 
     def fn(x, s):
-        made = [torch.zeros(E, 3), torch.ones(E, 9), torch.full((E,), 2.5), torch.zeros_like(x), torch.ones_like(x).double()]
-        made += [x.new_zeros(E, 2), x.new_ones(3) * x[:, :3], torch.full_like(x, True, dtype=torch.bool), torch.zeros(4) + s[0]]
+        made = [torch.zeros(E, 3), torch.ones(E, 9), torch.full((E,), 2.5), torch.zeros_like(x), x.new_zeros(E, 2)]
+        made += [torch.ones_like(x).double(), x.new_ones(3) * x[:, :3], torch.zeros(4) + s[0]]
+        made += [torch.full_like(x, True, dtype=torch.bool)]
         numbers = torch.tensor([1.0, 2.0, 3.0])
         before = x[:, :3] * numbers
         numbers += 1.0

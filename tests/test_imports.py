@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent / "isaacrl"
 # The layers of docs/design.md, lowest first. A module imports from its own layer and from those below it. All others
 # (config, errors, runs, log, render, ...) stand beside the layers and import none of them.
 LAYERS = [
-    {"fuse", "random", "sim"},
+    {"fuse", "random", "sim", "timer"},
     {"state"},
     {"terms"},
     {"task"},

@@ -12,6 +12,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from isaacrl.algos import ppo
 from isaacrl.algos.networks import FlatParameters, Normalizer, mlp
 from isaacrl.schema import PPOConfig
+from isaacrl.timer import Timer
 
 
 def gaussians(n=64, a=3):
@@ -111,20 +112,23 @@ def test_flat_parameters_share_memory_with_modules_and_gradients():
 
 
 class Chain:
-    """A two-world environment with known values: reward 1 a step, time-out after 3 steps, observation = the step."""
+    """A two-world environment with known values: reward 1 a step, time-out after `length`, observation = the step."""
 
-    num_envs, device = 2, "cpu"
+    num_envs, device, fused = 2, "cpu", False
 
     class task:
         num_actions = 1
 
-    def __init__(self):
-        self.t = 0
+    def __init__(self, length=3):
+        self.t, self.length, self.timer = 0, length, Timer("cpu")
         self.obs = {"policy": torch.zeros(2, 1)}
 
-    def step(self, action):
+    def one_time_out(self, steps):
+        return steps <= self.length
+
+    def step_plainly(self, action):
         self.t += 1
-        end = self.t == 3
+        end = self.t == self.length
         final = torch.full((2, 1), float(self.t))
         self.t = 0 if end else self.t
         self.obs = {"policy": torch.full((2, 1), float(self.t))}
@@ -136,20 +140,20 @@ def agent(env, **changes):
     return ppo.PPO(env, OmegaConf.merge(OmegaConf.structured(PPOConfig()), changes), seed=0)
 
 
-def rolled_out(**changes):
-    from isaacrl.timer import Timer
-
-    algo = agent(Chain(), **({"num_steps": 4, "minibatches": 1, "normalize_obs": False} | changes))
+def rolled_out(length=3, **changes):
+    algo = agent(Chain(length), **({"num_steps": 4, "minibatches": 1, "normalize_obs": False} | changes))
     algo._allocate()
     algo._rollout(Timer("cpu"))
     return algo
 
 
-def test_time_outs_bootstrap_from_the_true_final_observation():
-    algo = rolled_out()
+@pytest.mark.parametrize("length", [3, 4])  # there is room for one final observation of each step, or of each world
+def test_time_outs_bootstrap_from_the_true_final_observation(length):
+    algo = rolled_out(length)
+    assert algo.final_obs.ndim == (3 if length == 3 else 2)
     with torch.no_grad():
         _, following = algo._values()
-        seen = torch.tensor([1.0, 2.0, 3.0, 1.0])  # 3: the final observation, not the 0 of the new episode
+        seen = torch.tensor([1.0, 2.0, 3.0, 1.0 if length == 3 else 4.0])  # not the 0 of the new episode
         expected = algo.critic.restore(algo.critic(seen[:, None, None].expand(4, 2, 1)))
     torch.testing.assert_close(following, expected)
 
