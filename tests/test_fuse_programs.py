@@ -1,6 +1,5 @@
 """Whole functions compiled to kernels (`isaacrl.fuse`): memory, order, what is left to torch, lanes of a GPU."""
 
-import shutil
 import sys
 
 import fuse_lanes
@@ -8,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 import warp as wp
-from fuse_programs import E, compiled
+from fuse_programs import E, compiled, quickly  # noqa: F401  a fixture
 from fuse_random import RandomProgram, inputs
+from fused_kernel import optimization
 
 from isaacrl.errors import UserError
 from isaacrl.fuse import kernel, program, trace
@@ -34,7 +34,8 @@ def _same_numbers():
 @pytest.mark.parametrize("seed", range(6))
 def test_random_programs(seed):
     """80 operations on views of each other, some of them none that a kernel holds; exact."""
-    c = compiled(RandomProgram(seed, 80), inputs(seed), inputs(100 + seed), inputs(200 + seed))
+    with optimization(None if seed == 0 else 0):
+        c = compiled(RandomProgram(seed, 80), inputs(seed), inputs(100 + seed), inputs(200 + seed))
     assert c.kernels
 
 
@@ -278,8 +279,6 @@ def test_a_tensor_that_is_replaced_in_every_step_is_refused():
 
 # --- lanes of a GPU --------------------------------------------------------------------------------------------------
 
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
-
 
 def folds(x, few, picked):
     """What lanes do together, one after the other, and each by itself."""
@@ -297,16 +296,15 @@ def arguments_of_folds(seed):
     return {"x": random(E, 39), "few": random(E, 3), "picked": random(E, 6)}
 
 
-@needs_compiler
+@fuse_lanes.NEEDED
 @pytest.mark.parametrize("lanes", [8, 32])
 def test_lanes_in_any_order_do_what_torch_does(lanes, monkeypatch, tmp_path):
     fuse_lanes.use(monkeypatch, tmp_path, lanes)
     compiled(folds, arguments_of_folds(0), arguments_of_folds(1))
-    for seed in (10 + lanes, 11 + lanes):
-        compiled(RandomProgram(seed, 80, calls=False), inputs(seed), inputs(100 + seed))
+    compiled(RandomProgram(lanes, 80, calls=False), inputs(lanes), inputs(100 + lanes))
 
 
-@needs_compiler
+@fuse_lanes.NEEDED
 def test_lanes_that_do_not_wait_for_each_other_are_found(monkeypatch, tmp_path):
     """Without any one of the barriers; a few only keep apart what by chance is the same."""
     places = []
