@@ -151,6 +151,8 @@ def test_types_mixed():
         many.add(lambda x, y: x.clone().add_(y), x, y)
         many.add(lambda x, y: x.clone().mul_(y).add_(2), x, y)
         many.add(lambda x, b=b: x.to(b), x)
+        many.add(lambda x, y: x.clamp(0.5, 2.5) + x.clamp(min=1), x, y)
+        many.add(lambda x, y: torch.clamp(x, max=y).clamp_(min=y), x, y)
         if k % 8 == 0:
             for number in (2, 0.5, True, -3):
                 many.add(lambda x, n=number: torch.stack((x + n > 1, x * n == n, n < x, (x - n).bool()), dim=1), x)

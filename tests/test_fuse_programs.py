@@ -98,6 +98,65 @@ def test_what_nobody_lowers_stays_between_kernels():
     assert {"aten.mm.default", "aten.rand.default", "aten.normal_.default", "aten._fft_r2c.default"} <= set(c.left)
 
 
+def test_what_belongs_to_a_call_is_carried_out_once():
+    def fn(x, y):
+        def outer():
+            program.call(lambda: x.mul_(2.0))
+            trace.mark(lambda: None)
+            y.add_(x[:, 0])
+
+        program.call(outer)
+        return x + y[:, None]
+
+    c = compiled(fn, *given(x=(E, 3), y=(E,)))
+    assert c.kernels == 1 and not c.left
+
+
+def test_variants_that_no_rule_covers():
+    def fn(x, y, out):
+        torch.add(x, y, out=out)
+        powers = torch.linalg.vector_norm(x, ord=1, dim=1) + torch.linalg.vector_norm(x, ord=torch.inf, dim=1)
+        others = torch.addcmul(x, y, y, value=0.5) + torch.nn.functional.elu(x, alpha=0.5) + x.round(decimals=1)
+        rows = x[torch.arange(E), torch.zeros(E, dtype=torch.int64)] + x.max(dim=1).values + x.T.mm(y).sum()
+        picked = x[:, torch.tensor([[0, 1], [2, 0]])].sum(dim=2) + x[:, [0, 1]] * x[:, None].flip(2)[:, 0, :2]
+        whole = x.long().sub(y.long(), alpha=3) // 2 + x.long().bitwise_left_shift(y.long().clamp(0, 3))
+        return (
+            x.add(y, alpha=2.0),
+            torch.ops.aten.add.Scalar(x, 1.0, 2.0),
+            x.div(y, rounding_mode="floor"),
+            powers,
+            others,
+            rows,
+            picked,
+            whole,
+            out * 2.0,
+        )
+
+    c = compiled(fn, *given(x=(E, 3), y=(E, 3), out=(E, 3)))
+    assert {"aten.add.Tensor", "aten.add.out", "aten.div.Tensor_mode", "aten.floor_divide.default"} <= set(c.left)
+
+
+def test_numbers_of_the_host_beside_another_device():
+    """They are part of a kernel's text, or come to the device once; what the host computes it computes again."""
+    x, ids, half = torch.empty(E, 4, device="meta"), torch.tensor([0, 2]), torch.tensor(0.5)
+
+    def fn():
+        x[:, 1] = 0.25
+        count = torch.tensor([1, 3])
+        count += 1
+        return x * torch.tensor(2.0), x[:, torch.tensor([3, 0])], x[:, ids], x + half, torch.where(x > 0, 0.0, x), count
+
+    with trace.Recorder(E, "meta") as recorder:
+        out = fn()
+    recorder.move_numbers("meta", recorder.kept())
+    on_host, left = set(), set()
+    for part in program._segments(recorder.steps, E, "meta", True):
+        if isinstance(part, trace.Step):
+            (on_host if part.outs[0].store.device.type == "cpu" else left).add(part.name)
+    assert on_host == {"aten.clone.default", "aten.add_.Tensor"} and len(out) == 6
+    assert left == {"aten.index.Tensor"}  # of the indices that somebody keeps and may change
+
+
 def test_moving_tensors():
     """[T, E, ...]: kernels, and what is left to torch, work on the element of the index that they are called with."""
     T, x, total = 5, random(E, 3), torch.zeros(E)
@@ -143,7 +202,7 @@ def test_only_what_is_kept_is_computed_and_saved(monkeypatch):
     found, x, kept = texts(monkeypatch), random(E, 3), []
 
     def fn():
-        torch.sin(x) * 2.0  # nobody reads it
+        _ = torch.sin(x) * 2.0  # nobody reads it
         inner = x + 1.0
         kept.append(torch.cos(inner))
         return inner.sum(dim=1)
@@ -291,6 +350,13 @@ def folds(x, few, picked):
     return rows @ torch.full((9,), 0.5), (x > 0).any(dim=1), picked * few[:, :1], shifted[:, torch.tensor([3, 30])]
 
 
+def turned(x, y):
+    """Few numbers, which all lanes read and each then writes some of."""
+    x /= torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    y[:, :2] = y[:, 2:] + x[:, :1]
+    return x * 2.0
+
+
 def arguments_of_folds(seed):
     G.manual_seed(seed)
     return {"x": random(E, 39), "few": random(E, 3), "picked": random(E, 6)}
@@ -301,6 +367,7 @@ def arguments_of_folds(seed):
 def test_lanes_in_any_order_do_what_torch_does(lanes, monkeypatch, tmp_path):
     fuse_lanes.use(monkeypatch, tmp_path, lanes)
     compiled(folds, arguments_of_folds(0), arguments_of_folds(1))
+    compiled(turned, *given(x=(E, 3), y=(E, 4)))
     compiled(RandomProgram(lanes, 80, calls=False), inputs(lanes), inputs(100 + lanes))
 
 
@@ -338,8 +405,20 @@ def test_kernels_compile_for_a_gpu(monkeypatch, tmp_path):
     program.compile(lambda: folds(**arguments_of_folds(0)), E, "cpu")
     p = RandomProgram(3, 80, calls=False)
     program.compile(lambda: p(**inputs(3)), E, "cpu")
-    x = random(E, 9)
-    program.compile(lambda: (torch.log1p(x), torch.expm1(x.double()), x.double().log1p(), x.sigmoid()), E, "cpu")
+    x = random(E, 40)
+    every = [x.to(t) for t in (torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.uint8)]
+    every.append(x > 0)
+
+    def folded(x):
+        return [x.sum(dim=1), x.prod(dim=1), x.amax(dim=1), x.amin(dim=1), x.any(dim=1), x.all(dim=1), x < 1, x * x]
+
+    def functions():
+        real = [
+            (torch.log1p(x), torch.expm1(x), x.sigmoid(), x.remainder(2.0), torch.lerp(x, -x, 0.3)) for x in every[:2]
+        ]
+        return real, [(x % 3, x >> 1, x << 2, x.abs(), x.sign(), ~x) for x in every[2:4]], [folded(x) for x in every]
+
+    program.compile(functions, E, "cpu")
     for k, text in enumerate(found):
         wp.compile_aot_module(kernel.build(text).module, arch=90, module_dir=tmp_path / str(k), use_ptx=False)
         assert list((tmp_path / str(k)).glob("*.cubin"))

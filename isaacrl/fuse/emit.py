@@ -22,6 +22,8 @@ from isaacrl.fuse.memory import (
 from isaacrl.fuse.schedule import Group, Schedule
 from isaacrl.fuse.trace import Store
 
+_REGISTERS = -1  # in place of a place's number: those that all lanes load at the start
+
 
 @dataclass
 class Text:
@@ -219,6 +221,7 @@ class _Emitter:
             if p.kind == "registers":
                 for k in range(p.count):
                     self.declared.append(f"{p.type} r{p.name}_{k} = g{p.name}[{self.outside(p, k)}];")
+                self.pending[_REGISTERS].append((False, None))
             elif p.kind == "scratch":
                 by_count[p.count].append(p)
         for count, several in sorted(by_count.items()):
@@ -231,6 +234,8 @@ class _Emitter:
         for p in found:
             if p.kind != "direct":
                 by_count[p.count].append(p)
+        if self.pending[_REGISTERS] and any(p.kind == "registers" and p.load for p in found):
+            self.sync()  # all lanes have read what each now writes a part of
         for count, several in sorted(by_count.items()):
             self.uses([(p, False, p.first % self.lane_count) for p in several])
             copies = []

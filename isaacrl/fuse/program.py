@@ -63,11 +63,14 @@ def _compile(
     kept = recorder.kept()
     recorder.move_numbers(device, kept)
     stores = {s.number: s for s in recorder.stores.values()}
+    # What all worlds share may also be a number that was made in the step.
+    replaced = {(s.size, s.dtype) for s in stores.values() if s.number in kept and not (s.external or s.world)}
     for step in recorder.steps:
         for view in step.views():
             s = view.store
             beside = s.device.type != torch.device(device).type
-            if s.external and not (s.constant or beside) and s.number not in kept:
+            gone = s.external and not (s.constant or beside) and s.number not in kept
+            if gone and (s.world or (s.size, s.dtype) in replaced):
                 raise UserError(
                     f"{step.term or 'environment'}: reads a tensor of the step before that is no longer kept; what "
                     "outlasts a step must be a term's memory (init and advance), or train with sim.graph=false"

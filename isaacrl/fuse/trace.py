@@ -178,6 +178,9 @@ class Recorder(TorchDispatchMode):
 
     def call(self, fn: Callable[[], None], name: str) -> None:
         """Run fn now, and as it is whenever the recording is carried out again."""
+        if self._paused:  # part of another call
+            fn()
+            return
         self._paused = True
         try:
             fn()
@@ -188,7 +191,7 @@ class Recorder(TorchDispatchMode):
     def _known(self, memory: torch.UntypedStorage) -> Store | None:
         """Several storages may be the same memory: each look at an array of Warp's makes one."""
         place = (str(memory.device), memory.data_ptr(), memory.nbytes())
-        return self.stores.get(memory._cdata) or (self._by_address.get(place) if place[2] else None)
+        return self.stores.get(memory._cdata) or (self._by_address.get(place) if place[1] else None)
 
     def _of(self, t: Tensor) -> int:
         store = self._known(t.untyped_storage())

@@ -87,9 +87,6 @@ def plan(
         if resident * (_used(sizes, lanes, block, fast) + _RESERVED) <= MULTIPROCESSOR:
             chosen = fast
             break
-    else:  # registers for blocks that cannot be there would be wasted
-        chosen = min(chosen, LEAST_FAST)
-        resident = max(1, min(resident, MULTIPROCESSOR // (_used(sizes, lanes, block, chosen) + _RESERVED)))
     return Plan(lanes, block, resident, chosen, _used(sizes, lanes, block, chosen))
 
 
