@@ -17,12 +17,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from isaacrl import algos, runs, sim
-from isaacrl.env import Env
+from isaacrl import runs, sim
 from isaacrl.errors import UserError
 from isaacrl.progress import quantity
 from isaacrl.startup import Phases
-from isaacrl.train import iterate
+from isaacrl.train import iterate, start
 
 GAIN = 0.1  # twice as many worlds are worth it where training gets faster by this share
 MEMORY_SHARE = 0.6  # of a GPU's memory, that a doubling may be expected to take
@@ -116,11 +115,7 @@ def measure(cfg: DictConfig, device: str, iterations: int, warmup: int) -> dict[
 
 def _measure(cfg: DictConfig, memory: "Memory", iterations: int, warmup: int) -> dict[str, Any]:
     phases = Phases()
-    env = Env(cfg)
-    phases.done("scene", env)
-    algo = algos.build(env, cfg)
-    env.stagger()
-    phases.done("networks", env, algo)
+    env, algo = start(cfg, phases)
     env.timer.enabled = True
     iterate(env, algo)
     phases.done("first iteration", env, algo)
@@ -135,8 +130,6 @@ def _measure(cfg: DictConfig, memory: "Memory", iterations: int, warmup: int) ->
     steps = cfg.algo.num_steps * env.num_envs * iterations
     milliseconds = {ours: 1e3 * spent[name] / iterations for name, ours in SECTIONS.items()}
     whole = 1e3 * sum(times) / iterations
-    # Worlds that were reset, where the environment counts them; else episodes that began and ended in sight.
-    ended = {"resets": int(total["resets"])} if "resets" in total else {"whole_episodes": int(total["episodes"])}
     return {
         "task": cfg.task.name,
         "algo": cfg.algo.name,
@@ -156,7 +149,7 @@ def _measure(cfg: DictConfig, memory: "Memory", iterations: int, warmup: int) ->
         "overflow": int(total["overflow"]),
         "nonfinite": int(total["nonfinite"]),
         "skipped_updates": int(total["skipped_updates"]),
-        **ended,
+        "resets": int(total["resets"]),
     }
 
 
@@ -249,9 +242,8 @@ def show(console: Console, result: dict[str, Any]) -> None:
             f"of {memory['device_total_bytes'] / GIB:.0f} GiB, all programs together",
         )
         table.add_section()
-    for name in ("overflow", "nonfinite", "skipped_updates", "resets", "whole_episodes"):
-        if name in r:
-            table.add_row(name.replace("_", " "), f"{r[name]}", "")
+    for name in ("overflow", "nonfinite", "skipped_updates", "resets"):
+        table.add_row(name.replace("_", " "), f"{r[name]}", "")
     console.print(table)
     console.print(f"{r['device']}: {r['device_name']}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"engine {r['engine']}: {r['engine_reason']}", markup=False, highlight=False, soft_wrap=True)

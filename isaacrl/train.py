@@ -27,16 +27,22 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """Train from scratch in a new run folder; the content of its summary.json."""
     with StopSignals() as signals:
         phases = Phases()
-        env = Env(cfg)
-        phases.done("scene", env)
-        algo = algos.build(env, cfg)
-        env.stagger()
-        phases.done("networks", env, algo)
+        env, algo = start(cfg, phases)
         folder = runs.create(
             cfg.outputs, cfg.task.name, cfg.algo.name, dump(cfg), command=sys.argv, term_files=_user_files(env)
         )
         with folder:
             return _loop(cfg, env, algo, folder, signals, phases, Progress())
+
+
+def start(cfg: DictConfig, phases: Phases) -> tuple[Env, Any]:
+    """The environment, its worlds at random times of their first episodes, and the untrained algorithm."""
+    env = Env(cfg)
+    phases.done("scene", env)
+    algo = algos.build(env, cfg)
+    env.stagger()
+    phases.done("networks", env, algo)
+    return env, algo
 
 
 def resume(run_path: Path, cfg: DictConfig) -> dict[str, Any]:

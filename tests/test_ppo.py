@@ -1,5 +1,6 @@
 """PPO's pieces against definitions and closed forms."""
 
+import copy
 import math
 from itertools import product
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.distributions import Independent, Normal, kl_divergence
 
+import isaacrl
 from isaacrl.algos import ppo
 from isaacrl.algos.networks import FlatParameters, Normalizer, mlp
 from isaacrl.schema import PPOConfig
@@ -249,3 +251,15 @@ def test_standard_deviation_stays_within_its_bounds():
         algo.policy.log_std.data.fill_(value)
         algo._optimizer_step(torch.tensor(True), torch.tensor(0.01))
         assert algo.policy.log_std.exp().item() == pytest.approx(expected)
+
+
+def test_a_stored_state_does_not_change_with_what_is_learned():
+    env = isaacrl.make("cartpole", num_envs=4, device="cpu")
+    algo = agent(env, num_steps=4, minibatches=1, average=0.5)
+    state, at_start = algo.state_dict(), copy.deepcopy(algo.state_dict())
+    algo.iterate(env.timer)
+    now = algo.state_dict()
+    for name in ("policy", "deployed", "critic"):
+        assert any(not torch.equal(now[name][k], v) for k, v in at_start[name].items()), name
+        assert all(torch.equal(state[name][k], v) for k, v in at_start[name].items()), name
+    assert torch.equal(state["optimizer"][0]["step"], at_start["optimizer"][0]["step"])

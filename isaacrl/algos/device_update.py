@@ -318,7 +318,12 @@ class DeviceUpdate:
         is overwritten by the next update.
         """
         with self._ready():
-            self._begin(obs, critic_obs, action, mean, reward, terminated, truncated, value, following)
+            self._estimate(reward, value, following, terminated, truncated)
+            self._pack(action, mean, value)
+            for model, x, to in zip((self.policy, self.critic), (obs, critic_obs), self.inputs):
+                self._normalize(model.normalizer, x.flatten(0, 1), to)
+            self._copy_weights()
+            self.totals.zero_()
             for epoch in range(self.cfg.epochs):
                 self.shuffle(epoch)
                 for i in range(self.cfg.minibatches):
@@ -331,23 +336,14 @@ class DeviceUpdate:
             self.metrics[8] = self.policy.log_std.exp().mean()
         return dict(zip(METRICS, self.metrics.unbind())), self.returns.view(reward.shape)
 
-    def _begin(
-        self,
-        obs: Tensor,
-        critic_obs: Tensor,
-        action: Tensor,
-        mean: Tensor,
-        reward: Tensor,
-        terminated: Tensor,
-        truncated: Tensor,
-        value: Tensor,
-        following: Tensor,
-    ) -> None:
-        """What the minibatches read."""
-        cfg, (T, E), scale = self.cfg, reward.shape, self.critic.returns
-        ends, out = (terminated, truncated), (self.advantage, self.returns)
+    def _estimate(self, reward: Tensor, value: Tensor, following: Tensor, *ends: Tensor) -> None:
+        """Advantages and returns, not yet normalized; ends: terminated, truncated."""
+        cfg, (T, E), out = self.cfg, reward.shape, (self.advantage, self.returns)
         self._launch("gae", E, reward, value, following, *ends, *out, T, E, cfg.gamma, cfg.gae_lambda)
-        spread, centre = torch.var_mean(self.advantage)
+
+    def _pack(self, action: Tensor, mean: Tensor, value: Tensor) -> None:
+        """What the loss reads of each sample, side by side."""
+        scale, (spread, centre) = self.critic.returns, torch.var_mean(self.advantage)
         self.metrics[9] = 1.0 - spread / self.returns.var().clamp(min=1e-12)
         moments = torch.stack((centre, 1.0 / (spread.sqrt() + 1e-8)))
         self.log_std0.copy_(self.policy.log_std)
@@ -355,10 +351,6 @@ class DeviceUpdate:
         units = (None, None) if scale is None else (scale.mean, scale.var)
         values = (self.advantage, self.returns, value, action, mean, moments, *units)
         self._launch("pack", self.samples, *values, self.log_std0, self.sample, self.samples)
-        for model, x, to in zip((self.policy, self.critic), (obs, critic_obs), self.inputs):
-            self._normalize(model.normalizer, x.flatten(0, 1), to)
-        self._copy_weights()
-        self.totals.zero_()
 
     def _normalize(self, normalizer: Normalizer | None, obs: Tensor, out: Tensor) -> None:
         """Observations [n, D] to the first rows of a layer's input."""

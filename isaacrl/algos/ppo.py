@@ -412,11 +412,9 @@ class PPO:
             torch._foreach_lerp_(mean, now, 1.0 - self.cfg.average)  # pyright: ignore[reportPrivateImportUsage]
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks, optimizer, learning rate, normalizers and what random numbers depend on."""
-        return {
-            "policy": self.policy.state_dict(),
-            "deployed": self.deployed.state_dict(),
-            "critic": self.critic.state_dict(),
+        """Networks, optimizer, learning rate, normalizers and what random numbers depend on: copies."""
+        networks = {"policy": self.policy, "deployed": self.deployed, "critic": self.critic}
+        return {name: copy.deepcopy(net.state_dict()) for name, net in networks.items()} | {
             "lr": self.lr.clone(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),

@@ -117,7 +117,7 @@ class _Emitter:
         every = sorted(self.places.values(), key=lambda p: p.name)
         self.load([p for p in every if p.load])
         for g, group in enumerate(groups):
-            self.group(group, g)
+            self.group(group)
             for p in every:
                 if p.last == g and p.kind == "scratch" and p.base >= 0 and not p.save:
                     self.arena.give(p.base, p.count * p.store.dtype.itemsize)
@@ -265,7 +265,7 @@ class _Emitter:
             out.append((place, True, lane))
         return out
 
-    def group(self, group: Group, number: int) -> None:
+    def group(self, group: Group) -> None:
         if group.kind == "uniform":
             for loop in group.loops:
                 self.uses(self.accesses(group, loop))
@@ -275,7 +275,7 @@ class _Emitter:
             self.uses(self.accesses(group, loop))
             self.serial_loop(loop)
         else:
-            self.lanes(group, number)
+            self.lanes(group)
 
     def uniform_loop(self, loop: Loop) -> None:
         """Every lane works out all elements."""
@@ -320,11 +320,10 @@ class _Emitter:
         self.line(f"  {self.element(place, self.address(loop.out, index))} = {value};")
         self.line("}")
 
-    def lanes(self, group: Group, number: int) -> None:
-        """One pass: a lane has every 32nd index, in all loops of the group."""
+    def lanes(self, group: Group) -> None:
+        """One pass: a lane has every `lane_count`th index, in all loops of the group."""
         written: dict[tuple[int, Pattern | None], str] = {}
-        inside = {id(loop) for loop in group.loops}
-        read_later = self.read_after(inside, group)
+        read_later = self.read_after(group)
         accesses = []
         for loop in group.loops:
             for place, writes, lane in self.accesses(group, loop):
@@ -374,9 +373,10 @@ class _Emitter:
         for text in after:
             self.line(text)
 
-    def read_after(self, inside: set[int], group: Group) -> set[int]:
+    def read_after(self, group: Group) -> set[int]:
         """Stores whose elements are read outside this pass, or in it as indices."""
         found = {p.store.number for p in self.places.values() if p.save}
+        inside = {id(loop) for loop in group.loops}
         for loop in group.loops:
             found.update(i.store.number for x in loop.operands() for i, _, _ in x.chosen)
             found.update(i.store.number for i, _, _ in loop.out.chosen)

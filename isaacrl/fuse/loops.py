@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,7 +53,6 @@ class Loop:
     finish: str = "{0}"
     serial: bool = False  # in order, by one lane: elements may be written twice
     fresh: bool = False  # one of several that together write all of a new store
-    steps: list[int] = field(default_factory=list)
 
     @property
     def count(self) -> int:

@@ -20,9 +20,9 @@ from isaacrl.errors import UserError
 from isaacrl.fuse.emit import check_local, emit
 from isaacrl.fuse.loops import Loop, NotLocal
 from isaacrl.fuse.lower import lower
-from isaacrl.fuse.trace import Recorder, Step, View, call, may_ask
+from isaacrl.fuse.trace import Recorder, Step, View, call
 
-__all__ = ["Compiled", "call", "compile", "may_ask"]
+__all__ = ["Compiled", "call", "compile"]
 
 
 class Compiled:
