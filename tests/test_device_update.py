@@ -9,7 +9,8 @@ import torch
 import warp as wp
 from omegaconf import OmegaConf
 
-from isaacrl.algos import device_kernels, ppo
+from isaacrl.algos import device_kernels, device_networks, ppo
+from isaacrl.algos.device_networks import FusedNetworks
 from isaacrl.schema import PPOConfig
 
 SMALL = {"num_steps": 6, "hidden": [24, 16], "minibatches": 2, "epochs": 2, "precision": "float32"}
@@ -142,7 +143,7 @@ def test_products_are_taken_in_chunks_and_rows_are_padded():
     """With more rows than a chunk's the parts are several; 2,103 rows are no multiple of anything."""
     one, other, row = gradients(num_envs=701, num_steps=3)
     networks = other.on_device.networks[0]
-    assert networks.shapes[0][-1] == 2 and networks.rows == 2112
+    assert networks.layers[0].chunks == 2 and networks.rows == 2112
     close(other.params.grad, one.params.grad, 2e-5)
     torch.testing.assert_close(other.on_device.totals, row, rtol=5e-5, atol=1e-6)
 
@@ -298,6 +299,25 @@ def test_the_kernels_compile_for_a_gpu(actions, activation, bfloat16, tmp_path):
     assert list(tmp_path.glob("*.cubin"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Warp compiles for GPUs on Linux and Windows")
+@pytest.mark.parametrize("rows", [128, 16])
+def test_fused_networks_compile_for_a_gpu(rows, tmp_path):
+    """Shared memory is as much as the header needs: it asserts that."""
+    kernels = device_networks._build("elu", 2, ((80, 400, 200), (88, 408, 208), (400, 200, 24)), rows)
+    wp.compile_aot_module(kernels.module, arch=90, module_dir=tmp_path, use_ptx=False)
+    assert list(tmp_path.glob("*.cubin"))
+
+
+def test_a_packed_weight_is_where_a_lane_of_a_tensor_core_wants_it():
+    """Fragment B of mma.m16n8k16 (PTX ISA, "Matrix Fragments"): lane, register and half of an entry, no place twice."""
+    k, n = torch.arange(48)[:, None], torch.arange(40)
+    place = device_networks.packed(k, n, 40)
+    assert torch.equal(place.flatten().sort().values, torch.arange(48 * 40))
+    fragment, lane, register, half = place // 128, place // 4 % 32, place // 2 % 2, place % 2
+    assert (fragment == k // 16 * 5 + n // 8).all() and (lane // 4 == n % 8).all()
+    assert (lane % 4 * 2 + 8 * register + half == k % 16).all()
+
+
 @pytest.mark.gpu
 @NO_GPU
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda c: "-".join(c) or "defaults")
@@ -321,6 +341,51 @@ def test_a_captured_update_is_the_update(changes, precision):
     assert all(torch.equal(captured.critic.state_dict()[k], v) for k, v in eager.critic.state_dict().items())
     assert captured.on_device.shuffles == eager.on_device.shuffles == 3 * eager.cfg.epochs
     assert not torch.equal(start["net.0.bias"], captured.critic.state_dict()["net.0.bias"])
+
+
+FUSED = [
+    {"obs": 78, "actions": 21, "hidden": [400, 200, 100]},
+    {"obs": 98, "critic_obs": 110, "actions": 29, "hidden": [512, 256, 128], "num_envs": 1500},
+    {"obs": 7, "critic_obs": 12, "hidden": [24, 17], "critic_hidden": [40], "activation": "tanh"},
+    {"obs": 16, "hidden": [64], "activation": "relu", "num_envs": 33},
+    {"hidden": []},
+]
+
+
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("changes", FUSED, ids=lambda c: "-".join(map(str, c["hidden"])) or "linear")
+def test_fused_networks_are_those_of_matrix_products(changes, monkeypatch):
+    """Every layer's output and gradient, the parameters' gradients, and outputs of any number of observations."""
+    changes = {"num_envs": 301, "device": "cuda", "precision": "bf16", "epochs": 1, "minibatches": 1} | changes
+    fused = rolled_out(**changes)
+    fused.on_device.prepare()
+    monkeypatch.setattr(FusedNetworks, "fits", lambda nets, device: False)
+    plain = rolled_out(**changes)
+    for algo in (fused, plain):
+        algo.on_device.shuffle = lambda epoch, x=algo.on_device: x.order.copy_(torch.arange(x.samples).flip(0))
+        algo._update_normalizers = algo._update_returns = lambda *x: None
+        algo.on_device._step = lambda: None
+        with torch.no_grad():
+            algo.params.value.mul_(1.3)  # the ratio is not 1
+        algo._update()
+        del algo.on_device._step
+        algo.on_device._step()
+    for ours, theirs in zip(fused.on_device.networks, plain.on_device.networks):
+        assert isinstance(ours, FusedNetworks) and not isinstance(theirs, FusedNetworks)
+        close(ours.output, theirs.output, 0.01)
+        for a, b in zip(ours.layers, theirs.layers):
+            close(a.input.float(), b.input.float(), 0.01)
+            close(a.grad.float(), b.grad.float(), 0.02)
+    for model in ("policy", "critic"):
+        for a, b in zip(getattr(fused, model).parameters(), getattr(plain, model).parameters()):
+            assert (a.grad - b.grad).norm() <= 0.01 * b.grad.norm()
+    for n in (1, 63, 300, 5000):
+        obs, out = torch.randn(n, changes.get("obs", 7), device="cuda"), torch.zeros(2, n, fused.mean.shape[-1]).cuda()
+        for algo, x in zip((fused, plain), out):
+            algo.on_device.take_parameters()
+            algo.on_device.act(obs, x)
+        close(*out, 0.01)
 
 
 @pytest.mark.gpu

@@ -1,7 +1,7 @@
-// What the kernels of device_kernels.h share: how reals are stored, sums in a fixed order.
+// What kernels share: how reals are stored, activations, sums in a fixed order.
 //
 // Macros: BFLOAT16, how activations, their gradients and working copies of weights are stored (else float); ACTIVATION,
-// one of ELU, RELU and TANH; ACTIONS.
+// one of ELU, RELU and TANH.
 
 #define ELU 0
 #define RELU 1
@@ -94,6 +94,42 @@ DEVICE void store(Real* p, const Pack& v) {
 #endif
 }
 
+// --- activations -----------------------------------------------------------------------------------------------------
+
+DEVICE float activation(float x) {
+#if ACTIVATION == RELU
+  return x < 0.0f ? 0.0f : x;
+#elif ACTIVATION == TANH
+#if BFLOAT16 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
+  asm("tanh.approx.f32 %0, %0;" : "+f"(x));
+  return x;
+#else
+  return tanhf(x);
+#endif
+#else
+  if (x > 0.0f) return x;
+#if BFLOAT16 && defined(__CUDA_ARCH__)
+  return x > -0.01f ? x + 0.5f * x * x : __expf(x) - 1.0f;
+#elif defined(__CUDA_ARCH__)
+  return expm1f(x);
+#else
+  float t = tanhf(0.5f * x);  // exp(x) - 1 without cancellation
+  return 2.0f * t / (1.0f - t);
+#endif
+#endif
+}
+
+// The activation's derivative, from its output.
+DEVICE float slope(float y) {
+#if ACTIVATION == RELU
+  return y > 0.0f ? 1.0f : 0.0f;
+#elif ACTIVATION == TANH
+  return 1.0f - y * y;
+#else
+  return y > 0.0f ? 1.0f : y + 1.0f;
+#endif
+}
+
 // --- sums in a fixed order -------------------------------------------------------------------------------------------
 
 // Threads that add up together: a block of a GPU; on a CPU each is alone.
@@ -103,6 +139,7 @@ DEVICE void store(Real* p, const Pack& v) {
 #define TEAM int(blockIdx.x)
 #define SYNC __syncthreads()
 #define SHARED __shared__
+constexpr int WARP = 32;
 
 DEVICE float warp_sum(float x) {
 #pragma unroll
@@ -126,6 +163,8 @@ DEVICE float team_sum(float x) {
 #define TEAM thread
 #define SYNC
 #define SHARED
+constexpr int WARP = 1;
+DEVICE float warp_sum(float x) { return x; }
 DEVICE float team_sum(float x) { return x; }
 #endif
 

@@ -1,7 +1,8 @@
 // The kernels of device_update.py. device_kernels.py reads the KERNEL lines, makes a launch of each and compiles this
 // for a GPU or, so that tests need none, for a CPU, where a launch is a loop over its threads.
 //
-// Matrices are row-major; widths and strides count reals and are multiples of 8.
+// Matrices are row-major; widths and strides count reals and are multiples of 8. Macros: those of device_common.h and
+// ACTIONS.
 
 constexpr int ROW = (ACTIONS + 3) / 4 * 4;     // reals of an action in a sample
 constexpr int SAMPLE = 4 + 2 * ROW;            // advantage, target, old value, log probability; action; its mean
@@ -119,47 +120,12 @@ KERNEL shuffle(int thread, int* order, const Long* counter, int n, int bits, int
 // --- a minibatch -----------------------------------------------------------------------------------------------------
 
 // Rows of source, in that order, to target and, unless it is null, to other.
-KERNEL gather(int thread, const Real* source, Real* target, Real* other, const int* order, int rows, int width,
-              int stride) {
-  int packs = width / PACK, row = thread / packs, first = thread % packs * PACK;
+KERNEL gather(int thread, const Real* source, Real* target, Real* other, const int* order, int rows, int stride) {
+  int packs = stride / PACK, row = thread / packs, first = thread % packs * PACK;
   if (row >= rows) return;
-  Pack v = load(source + Long(order[row]) * width + first);
+  Pack v = load(source + Long(order[row]) * stride + first);
   store(target + Long(row) * stride + first, v);
   if (other) store(other + Long(row) * stride + first, v);
-}
-
-DEVICE float activation(float x) {
-#if ACTIVATION == RELU
-  return x < 0.0f ? 0.0f : x;
-#elif ACTIVATION == TANH
-#if BFLOAT16 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
-  asm("tanh.approx.f32 %0, %0;" : "+f"(x));
-  return x;
-#else
-  return tanhf(x);
-#endif
-#else
-  if (x > 0.0f) return x;
-#if BFLOAT16 && defined(__CUDA_ARCH__)
-  return x > -0.01f ? x + 0.5f * x * x : __expf(x) - 1.0f;
-#elif defined(__CUDA_ARCH__)
-  return expm1f(x);
-#else
-  float t = tanhf(0.5f * x);  // exp(x) - 1 without cancellation
-  return 2.0f * t / (1.0f - t);
-#endif
-#endif
-}
-
-// The activation's derivative, from its output.
-DEVICE float slope(float y) {
-#if ACTIVATION == RELU
-  return y > 0.0f ? 1.0f : 0.0f;
-#elif ACTIVATION == TANH
-  return 1.0f - y * y;
-#else
-  return y > 0.0f ? 1.0f : y + 1.0f;
-#endif
 }
 
 // The first columns of x become activation(x + bias); `batch` rows share a bias.
@@ -314,16 +280,20 @@ KERNEL settle(int thread, const float* sums, const float* squares, const float* 
 #pragma unroll 4
   for (int i = LANE; i < squared; i += LANES) square += squares[i];
   square = team_sum(square);
-  if (LANE > 0) return;
-
-  float share = 1.0f / rows, entropy = 0.0f, kl = 0.5f * (share * sum[2] - ACTIONS);
-  for (int a = 0; a < ACTIONS; ++a) {
-    float change = log_std[a] - log_std0[a], grad = sum[4 + a] - entropy_coef;
-    entropy += log_std[a] + 1.4189385332046727f;
-    kl += change + 0.5f * expf(-2.0f * change);
-    log_std_grad[a] = grad;
-    square += grad * grad;
+  float share = 1.0f / rows, entropy = 0.0f, kl = 0.0f, own = 0.0f;
+  if (LANE < WARP) {
+    for (int a = LANE; a < ACTIONS; a += WARP) {
+      float now = log_std[a], change = now - log_std0[a], grad = sum[4 + a] - entropy_coef;
+      entropy += now + 1.4189385332046727f;
+      kl += change + 0.5f * expf(-2.0f * change) - 0.5f;
+      log_std_grad[a] = grad;
+      own += grad * grad;
+    }
+    entropy = warp_sum(entropy);
+    kl = warp_sum(kl) + 0.5f * share * sum[2];
+    square += warp_sum(own);
   }
+  if (LANE > 0) return;
   float policy = share * sum[0], value = share * sum[1], norm = sqrtf(square);
   float scale = max_norm / (norm + 1e-6f);
   if (!finite(norm) || !finite(policy + value_coef * value - entropy_coef * entropy)) {
@@ -347,10 +317,10 @@ KERNEL settle(int thread, const float* sums, const float* squares, const float* 
 }
 
 // Adam's step (Kingma and Ba 2015, algorithm 1) on n parameters, bounds for log_std, which are the `actions` ones from
-// `first` on, and new working copies: a weight's is at target[i], a bias's at -2 - target[i], -1: there is none.
-// Without control only the copies are written.
+// `first` on, and new working copies: a weight's are at target[i] and second[i], a bias's at -2 - target[i], -1: there is
+// none. Without control only the copies are written.
 KERNEL adam(int thread, float* value, float* grad, float* mean, float* square, const float* control, const int* target,
-            Real* weights, float* biases, int n, int first, float low, float high) {
+            const int* second, Real* weights, float* biases, int n, int first, float low, float high) {
   if (thread >= n) return;
   float x = value[thread];
   if (control) {
@@ -366,7 +336,8 @@ KERNEL adam(int thread, float* value, float* grad, float* mean, float* square, c
     if (unsigned(thread - first) < unsigned(ACTIONS)) x = x < low ? low : x > high ? high : x;
     value[thread] = x;
   }
-  int to = target[thread];
+  int to = target[thread], too = second[thread];
   if (to >= 0) weights[to] = to_real(x);
+  if (too >= 0) weights[too] = to_real(x);
   if (to < -1) biases[-2 - to] = x;
 }

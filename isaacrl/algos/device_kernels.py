@@ -1,4 +1,4 @@
-"""The kernels of `device_update.py`: `device_kernels.h` compiled by Warp for a GPU or, to test it, for a CPU."""
+"""Kernels written in C++, compiled by Warp for a GPU or, to test them, for a CPU."""
 
 import functools
 import importlib.resources
@@ -11,7 +11,6 @@ from torch import Tensor
 import isaacrl.sim.streams  # noqa: F401  starts Warp quietly
 
 BLOCK = 256  # threads of a block
-ACTIVATIONS = ("elu", "relu", "tanh")
 
 # All kernels have the same parameters, which the native function takes apart: addresses, integers, reals.
 _Pointers, _Ints, _Floats = (wp.types.vector(n, t) for n, t in ((14, wp.uint64), (8, wp.int32), (8, wp.float32)))
@@ -28,9 +27,6 @@ _SNIPPET = """
 #undef int
 #undef float
 #define ISAACRL_KERNELS
-#define BFLOAT16 {bfloat16}
-#define ACTIVATION {activation}
-#define ACTIONS {actions}
 namespace isaacrl {{
 {source}
 }}
@@ -47,15 +43,10 @@ inline CUDA_CALLABLE void isaacrl_end_{name}() {{
 """
 
 
-def _source() -> str:
-    folder = importlib.resources.files("isaacrl.algos")
-    return "".join((folder / name).read_text() for name in ("device_common.h", "device_kernels.h"))
-
-
 class Kernel:
     """One KERNEL of the header; call it with its parameters' values after the number of threads."""
 
-    def __init__(self, name: str, parameters: str, module: Any, macros: dict[str, Any]):
+    def __init__(self, name: str, parameters: str, module: Any, source: str, scratch: int, resident: int):
         self.name, arguments = name, ["thread"]
         self.kinds: list[str] = []  # of its values
         counts = {"pointers": 0, "ints": 0, "floats": 0}
@@ -69,12 +60,19 @@ class Kernel:
         def native(thread: int, pointers: _Pointers, ints: _Ints, floats: _Floats): ...  # pyright: ignore[reportInvalidTypeForm]
 
         native.__qualname__ = f"{module.name}_{name}"
-        run = wp.func_native(_SNIPPET.format(name=name, arguments=", ".join(arguments), **macros))(native)
+        run = wp.func_native(_SNIPPET.format(name=name, arguments=", ".join(arguments), source=source))(native)
+        words = wp.constant(scratch // 4)
 
         def kernel(pointers: _Pointers, ints: _Ints, floats: _Floats):  # pyright: ignore[reportInvalidTypeForm]
             run(wp.tid(), pointers, ints, floats)
 
-        self.kernel = wp.kernel(name=name, module=module, enable_backward=False, grid_stride=False)(kernel)
+        def kernel_with_scratch(pointers: _Pointers, ints: _Ints, floats: _Floats):  # pyright: ignore[reportInvalidTypeForm]
+            memory = wp.tile_empty(shape=words, dtype=wp.float32, storage="shared")  # noqa: F841  the block's tiles
+            run(wp.tid(), pointers, ints, floats)
+
+        options: Any = {"launch_bounds": (BLOCK, resident)} if resident else {}
+        make = wp.kernel(name=name, module=module, enable_backward=False, grid_stride=False, **options)
+        self.kernel = make(kernel_with_scratch if scratch else kernel)
 
     def __call__(self, device: str, threads: int, *values: Tensor | int | float | None) -> None:
         """On Warp's current stream. Tensors and None for pointers; whole blocks where threads work together."""
@@ -97,18 +95,20 @@ def _block(device: str) -> dict[str, int]:
 
 
 class Kernels:
-    """All kernels for one number of actions, activation and way to store reals, as attributes."""
+    """All kernels of a header, as attributes.
 
-    def __init__(self, actions: int, activation: str, bfloat16: bool):
-        macros = {
-            "bfloat16": int(bfloat16),
-            "activation": ACTIVATIONS.index(activation),
-            "actions": actions,
-            "source": _source(),
-        }
-        kind = "bfloat16" if bfloat16 else "float32"
-        self.module = wp.get_module(f"isaacrl_update_{activation}_{actions}_{kind}")
-        self._kernels = {name: Kernel(name, p, self.module, macros) for name, p in _KERNEL.findall(_source())}
+    scratch: bytes of shared memory that a block finds in isaacrl_tiles. resident: how many blocks a multiprocessor
+    shall have room for, which bounds the registers; 0: whatever the compiler thinks.
+    """
+
+    def __init__(self, header: str, macros: dict[str, Any], *, scratch: int = 0, resident: int = 0):
+        folder = importlib.resources.files("isaacrl.algos")
+        own = (folder / header).read_text()
+        lines = [f"#define {k} {v}" for k, v in (macros | {"SCRATCH": scratch}).items()]
+        source = "\n".join([*lines, (folder / "device_common.h").read_text(), own])
+        name = "_".join(re.sub(r"\W+", "_", str(x)) for x in (header.removesuffix(".h"), *macros.values(), resident))
+        self.module = wp.get_module(f"isaacrl_{name.lower()}")
+        self._kernels = {k: Kernel(k, p, self.module, source, scratch, resident) for k, p in _KERNEL.findall(own)}
 
     def __getattr__(self, name: str) -> Kernel:
         return self._kernels[name]
@@ -118,4 +118,8 @@ class Kernels:
         wp.load_module(self.module, device, **_block(device))
 
 
-build = functools.cache(Kernels)
+@functools.cache
+def build(actions: int, activation: str, bfloat16: bool) -> Kernels:
+    """The kernels of device_kernels.h, for one number of actions, activation and way to store reals."""
+    macros = {"BFLOAT16": int(bfloat16), "ACTIVATION": activation.upper(), "ACTIONS": actions}
+    return Kernels("device_kernels.h", macros)

@@ -1,156 +1,29 @@
 """PPO's update on a GPU: `PPO._update` as a fixed sequence of launches that asks the device nothing.
 
-Matrix products are cuBLAS's, the rest is in `device_kernels.h`. Nothing depends on the host's variables or allocates
-memory that outlives it, so that a CUDA graph captures the update as it is. The numbers are those of `PPO._minibatch`,
-up to rounding and the order of samples. It runs on a CPU as well, which only tests do.
+The networks are `device_networks.py`'s, the rest is in `device_kernels.h`. Nothing depends on the host's variables or
+allocates memory that outlives it, so that a CUDA graph captures the update as it is. The numbers are those of
+`PPO._minibatch`, up to rounding and the order of samples. It runs on a CPU as well, which only tests do.
 
-Shapes: T steps of a rollout, E worlds, N = T * E samples, B of them in a minibatch, A action; G networks with hidden
-layers of equal widths, which are computed together as batched products.
-
-A layer's input is stored with a multiple of 8 columns: its n values, a 1, zeros. With the 1 the product that gives the
-weights' gradient gives the bias's as well. B is rounded up; the rows too many are 0 or have no gradient. That product
-is taken in chunks of rows whose results `reduce` adds up, since a GPU is larger than the few tiles of its result.
+Shapes: T steps of a rollout, E worlds, N = T * E samples, B of them in a minibatch, A action.
 """
 
 import contextlib
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isaacrl.algos import device_kernels
+from isaacrl.algos.device_networks import FusedNetworks, Networks, padded
 from isaacrl.algos.networks import Adam, FlatParameters, Normalizer
 from isaacrl.sim.streams import Launcher
 
 METRICS = ("loss/policy", "loss/value", "entropy", "kl", "clip_fraction", "grad_norm", "skipped_updates")
 METRICS += ("lr", "std", "explained_variance")
-TILE = 128  # rows and columns that a block of a matrix product usually computes
-PRODUCT_BLOCKS = 256  # blocks of a product that fill a GPU
-MAX_CHUNKS, MIN_CHUNK = 64, 1024  # chunks of a product; rows of a chunk
 LOSS_TEAMS, REDUCE_TEAMS = 512, 1024  # blocks of these kernels at most: a single block adds up what they leave
 MAX_PADDING = 256  # width to which the narrower of two observations is padded without a second thought
-
-
-def padded(n: int) -> int:
-    """The next multiple of 8: what tensor cores and 16-byte accesses want."""
-    return -(-n // 8) * 8
-
-
-@dataclass
-class Layer:
-    """A linear layer of G networks."""
-
-    modules: list[nn.Linear]
-    weight: Tensor  # [G, out, in], padded working copies
-    bias: Tensor  # [G, out], likewise
-    input: Tensor  # [G, B, stride], the 1 included
-    grad: Tensor  # [G, B, out], by what the layer puts out
-    parts: Tensor  # [G * chunks, out, stride], of the gradient by weight and bias
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Columns of its output, of its weight and of its input."""
-        return self.weight.shape[1], self.weight.shape[2], self.input.shape[2]
-
-
-def _pieces(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: str) -> tuple[Tensor, list[Tensor]]:
-    """Zeros, and views of these shapes one after the other."""
-    sizes = [math.prod(shape) for shape in shapes]
-    flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
-    return flat, [x.view(shape) for x, shape in zip(flat.split(sizes), shapes)]
-
-
-def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """A batched matrix product, summed in float32."""
-    if a.dtype == out.dtype:
-        torch.bmm(a, b, out=out)
-    elif a.is_cuda:
-        torch.ops.aten.bmm.dtype_out(a, b, out.dtype, out=out)
-    else:
-        torch.bmm(a.to(out.dtype), b.to(out.dtype), out=out)
-
-
-class Networks:
-    """G networks with hidden layers of equal widths: their outputs, and the gradients of their parameters."""
-
-    def __init__(self, nets: Sequence[nn.Sequential], rows: int, dtype: torch.dtype, device: str):
-        self.nets, self.dtype, self.device = nets, dtype, device
-        self.linear = [list(ms) for ms in zip(*([m for m in net if isinstance(m, nn.Linear)] for net in nets))]
-        self.shapes: list[tuple[int, int, int, int]] = []  # of layers: out, in, stride, chunks
-        for modules in self.linear:
-            n_in, n_out = (max(getattr(m, k) for m in modules) for k in ("in_features", "out_features"))
-            out, stride = padded(n_out), padded(n_in + 1)
-            tiles = len(nets) * -(-out // TILE) * -(-stride // TILE)
-            most = max(min(PRODUCT_BLOCKS // tiles, rows // MIN_CHUNK, MAX_CHUNKS), 1)
-            self.shapes.append((out, padded(n_in), stride, 1 << (most.bit_length() - 1)))
-        whole = 8 * max(chunks for *_, chunks in self.shapes)
-        self.rows = -(-rows // whole) * whole
-        self.layers: list[Layer] = []
-
-    def allocate(self, weights: list[Tensor], biases: list[Tensor], parts: list[Tensor], activation: str) -> None:
-        """weights, biases, parts: one of each layer."""
-        one = 20.0 if activation == "tanh" else 1.0  # activation(one) = 1
-        for i, (modules, (out, _, stride, _)) in enumerate(zip(self.linear, self.shapes)):
-            x, grad = (
-                torch.zeros(len(self.nets), self.rows, n, dtype=self.dtype, device=self.device) for n in (stride, out)
-            )
-            if i:  # the 1: beside the columns of the product, or a value of them
-                n = modules[0].in_features
-                if n % 8:
-                    biases[i - 1][:, n] = one
-                else:
-                    x[..., n] = 1.0
-            self.layers.append(Layer(modules, weights[i], biases[i], x, grad, parts[i]))
-        last = self.layers[-1]
-        self.output = torch.zeros(last.grad.shape, device=self.device)  # the last bias not yet added
-
-    def forward(self, launch: Callable[..., None]) -> None:
-        """The networks' outputs."""
-        self._forward(launch, slice(None), self.rows)
-
-    def forward_one(self, launch: Callable[..., None], g: int, rows: int) -> None:
-        """The output of network g for its first rows."""
-        self._forward(launch, slice(g, g + 1), rows)
-
-    def _forward(self, launch: Callable[..., None], part: slice, rows: int) -> None:
-        for layer, following in itertools.zip_longest(self.layers, self.layers[1:]):
-            out, n_in, _ = layer.sizes
-            y = (self.output if following is None else following.input)[part]
-            _product(layer.input[part, :rows, :n_in], layer.weight[part].transpose(1, 2), y[:, :rows, :out])
-            if following is not None:
-                n = len(y) * rows
-                launch("activate", n * out, y, layer.bias[part], n, out, y.shape[2], rows)
-
-    def backward(self, launch: Callable[..., None], beside: Callable[[], Any]) -> None:
-        """The parts of the parameters' gradients, from the last layer's grad. What runs in beside() may overlap."""
-        for below, layer in reversed(list(zip([None, *self.layers], self.layers))):
-            with beside():
-                parts, (out, _, stride) = layer.parts, layer.sizes
-                grad, x = layer.grad.view(len(parts), -1, out), layer.input.view(len(parts), -1, stride)
-                _product(grad.transpose(1, 2), x, parts)
-            if below is not None:
-                _product(layer.grad, layer.weight, below.grad)
-                n, width = below.grad.numel(), below.grad.shape[2]
-                launch("descend", n, below.grad, layer.input, n // width, width, stride)
-
-    def tables(self, source: Tensor, layer_of: Tensor, target: Tensor, first: int) -> None:
-        """Where each parameter's gradient is in the parts, its layer's number, where its working copy is."""
-        for number, layer in enumerate(self.layers, first):
-            out, n_in, stride = layer.sizes
-            starts = [int(x[0].storage_offset()) for x in (layer.parts, layer.weight, layer.bias)]
-            for g, m in enumerate(layer.modules):
-                row, column = torch.arange(m.out_features)[:, None], torch.arange(m.in_features)
-                part = row * stride + (starts[0] + g * (layer.parts.numel() // len(self.nets)))
-                copy = row * n_in + (starts[1] + g * out * n_in)
-                bias = row + (starts[2] + g * out)
-                for p, a, b in ((m.weight, part + column, copy + column), (m.bias, part + m.in_features, -2 - bias)):
-                    first_of = int(p.storage_offset())
-                    span = slice(first_of, first_of + p.numel())
-                    source[span], target[span], layer_of[span] = a.flatten(), b.flatten(), number
 
 
 class DeviceUpdate:
@@ -193,29 +66,31 @@ class DeviceUpdate:
         nets = [self.policy.net, self.critic.net]
         width, narrow = (f(padded(net[0].in_features + 1) for net in nets) for f in (max, min))
         together = list(cfg.critic_hidden or cfg.hidden) == list(cfg.hidden) and width <= max(MAX_PADDING, 2 * narrow)
-        self.networks = [Networks(x, self.rows, dtype, device) for x in ([nets] if together else [[n] for n in nets])]
-        shapes = [(len(n.nets), *shape) for n in self.networks for shape in n.shapes]
-        self.weights, weights = _pieces([(g, out, n_in) for g, out, n_in, _, _ in shapes], dtype, device)
-        self.biases, biases = _pieces([(g, out) for g, out, *_ in shapes], torch.float32, device)
-        parts_of = [(g * chunks, out, stride) for g, out, _, stride, chunks in shapes]
-        self.parts, parts = _pieces(parts_of, torch.float32, device)
-        tables = torch.full((3, self.params.value.numel()), -1, dtype=torch.int32)
+        groups = [nets] if together else [[n] for n in nets]
+        fused = dtype == torch.bfloat16 and all(FusedNetworks.fits(x, device) for x in groups)
+        make = FusedNetworks if fused else Networks
+        self.networks = [make(x, self.rows, dtype, device, self._launch_packs) for x in groups]
+        sizes = list(zip(*(n.sizes() for n in self.networks)))
+        kinds = dtype, torch.float32, torch.float32
+        flat = [torch.zeros(sum(n), dtype=kind, device=device) for n, kind in zip(sizes, kinds)]
+        self.weights, self.biases, self.parts = flat
+        tables = torch.full((4, self.params.value.numel()), -1, dtype=torch.int32)
         first = 0
-        for n in self.networks:
-            own = slice(first, first + len(n.shapes))
-            n.allocate(weights[own], biases[own], parts[own], cfg.activation)
-            n.tables(*tables, first)
-            first = own.stop
-        self.source, self.layer_of, self.target = tables.to(device)
-        strides, counts = [out * stride for _, out, _, stride, _ in shapes], [chunks for *_, chunks in shapes]
-        self.strides, self.counts = torch.tensor([strides, counts], dtype=torch.int32, device=device)
+        for n, *own in zip(self.networks, *(x.split(size) for x, size in zip(flat, sizes))):
+            n.allocate(*own, cfg.activation)
+            n.tables(tables, first)
+            first += len(n.layers)
+        self.source, self.layer_of, self.target, self.second = tables.to(device)
+        layers = [x for n in self.networks for x in n.layers]
+        strides = [[x.out * x.stride for x in layers], [x.chunks for x in layers]]
+        self.strides, self.counts = torch.tensor(strides, dtype=torch.int32, device=device)
 
         def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
         self.actor, self.judge = (self.networks[0], 0), (self.networks[-1], len(self.networks[-1].nets) - 1)
-        inputs = nets[:1] if self.shared else nets
-        self.inputs = [buffer(self.samples, padded(n[0].in_features + 1), dtype=dtype) for n in inputs]
+        inputs = [self.actor] if self.shared else [self.actor, self.judge]
+        self.inputs = [buffer(self.samples, n.layers[0].stride, dtype=dtype) for n, _ in inputs]
         self.sample = buffer(self.samples, 4 + 2 * (-(-actions // 4) * 4))
         self.order = buffer(self.samples, dtype=torch.int32)
         self.advantage, self.returns, self.log_std0 = buffer(self.samples), buffer(self.samples), buffer(actions)
@@ -278,26 +153,20 @@ class DeviceUpdate:
         value = torch.empty(len(flat), 1, device=self.device)
         self.take_parameters()
         with self._ready():
-            self._evaluate(self.critic.normalizer, self.judge, flat, value)
+            networks, g = self.judge
+            networks.evaluate(g, self.critic.normalizer, flat.contiguous(), value)
         return value.view(obs.shape[:-1])
 
     def act(self, obs: Tensor, out: Tensor) -> None:
         """The policy's mean actions of obs [n, D], to out [n, A]; with the parameters as they were taken last."""
         with self._ready():
-            self._evaluate(self.policy.normalizer, self.actor, obs, out)
+            networks, g = self.actor
+            networks.evaluate(g, self.policy.normalizer, obs, out)
 
     def take_parameters(self) -> None:
         """Work with the parameters as they are now, whoever has changed them."""
         with self._ready():
             self._copy_weights()
-
-    def _evaluate(self, normalizer: Normalizer | None, which: tuple[Networks, int], obs: Tensor, out: Tensor) -> None:
-        networks, g = which
-        layer, bias = networks.layers[0], networks.layers[-1].bias[g, : out.shape[1]]
-        for x, y in zip(obs.split(self.rows), out.split(self.rows)):
-            self._normalize(normalizer, x, layer.input[g])
-            networks.forward_one(self._launch_packs, g, len(x))
-            torch.add(networks.output[g, : len(y), : out.shape[1]], bias, out=y)
 
     def __call__(
         self,
@@ -364,7 +233,7 @@ class DeviceUpdate:
     def _adam(self, control: Tensor | None) -> None:
         """A step, where control says so, and new working copies of the parameters."""
         cfg, p, state = self.cfg, self.params, self.state
-        tensors = p.value, p.grad, state["exp_avg"], state["exp_avg_sq"], control, self.target
+        tensors = p.value, p.grad, state["exp_avg"], state["exp_avg_sq"], control, self.target, self.second
         sizes = p.value.numel(), self.policy.log_std.storage_offset()
         bounds = math.log(cfg.min_std), math.log(cfg.max_std)
         self._launch("adam", sizes[0], *tensors, self.weights, self.biases, *sizes, *bounds)
@@ -376,35 +245,27 @@ class DeviceUpdate:
 
     def minibatch(self, order: Tensor) -> None:
         """One gradient step on the samples [B] int32."""
-        self._gather(order)
         first, others = self.networks[0], self.networks[1:]
+        sources = self.inputs * (1 if others or not self.shared else 2)
         for networks in others:
             with self._beside(), self._launcher.stream():
-                networks.forward(self._launch_packs)
-        first.forward(self._launch_packs)
+                networks.forward(order, self.inputs[-1:])
+        first.forward(order, sources[:1] if others else sources)
         if others:
             self._join()
         self._loss(order)
         for networks in others:
             with self._beside(), self._launcher.stream():
-                networks.backward(self._launch_packs, contextlib.nullcontext)
-        first.backward(self._launch_packs, contextlib.nullcontext if others else self._beside)
+                networks.backward(contextlib.nullcontext)
+        first.backward(contextlib.nullcontext if others else self._beside)
         self._join()
         self._step()
-
-    def _gather(self, order: Tensor) -> None:
-        (actor, _), (judge, g) = self.actor, self.judge
-        to = actor.layers[0].input[0], judge.layers[0].input[g]
-        pairs = [(self.inputs[0], *to)] if self.shared else [(x, y, None) for x, y in zip(self.inputs, to)]
-        for source, target, other in pairs:
-            width, rows = source.shape[1], len(order)
-            self._launch_packs("gather", rows * width, source, target, other, order, rows, width, target.shape[1])
 
     def _loss(self, order: Tensor) -> None:
         cfg, (actor, _), (judge, g), threads = self.cfg, self.actor, self.judge, self.loss_teams * self.team
         last, other = actor.layers[-1], judge.layers[-1]
         outputs = actor.output[0], last.bias[0], judge.output[g], other.bias[g]
-        grads, widths = (last.grad[0], other.grad[g], self.sums), (last.sizes[0], other.sizes[0])
+        grads, widths = (last.grad[0], other.grad[g], self.sums), (last.out, other.out)
         options = int(cfg.value_clip), cfg.clip, cfg.value_coef
         self._launch(
             "loss",
