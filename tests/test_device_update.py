@@ -300,10 +300,10 @@ def test_the_kernels_compile_for_a_gpu(actions, activation, bfloat16, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Warp compiles for GPUs on Linux and Windows")
-@pytest.mark.parametrize("rows", [128, 16])
-def test_fused_networks_compile_for_a_gpu(rows, tmp_path):
+@pytest.mark.parametrize("block", device_networks.BLOCKS[::3], ids=lambda b: str(b.rows))
+def test_fused_networks_compile_for_a_gpu(block, tmp_path):
     """Shared memory is as much as the header needs: it asserts that."""
-    kernels = device_networks._build("elu", 2, ((80, 400, 200), (88, 408, 208), (400, 200, 24)), rows)
+    kernels = device_networks._build("elu", 2, ((80, 400, 200), (88, 408, 208), (400, 200, 24)), block)
     wp.compile_aot_module(kernels.module, arch=90, module_dir=tmp_path, use_ptx=False)
     assert list(tmp_path.glob("*.cubin"))
 
@@ -376,7 +376,7 @@ def test_fused_networks_are_those_of_matrix_products(changes, monkeypatch):
         close(ours.output, theirs.output, 0.01)
         for a, b in zip(ours.layers, theirs.layers):
             close(a.input.float(), b.input.float(), 0.01)
-            close(a.grad.float(), b.grad.float(), 0.02)
+            assert (a.grad.float() - b.grad.float()).norm() <= 0.01 * b.grad.float().norm()
     for model in ("policy", "critic"):
         for a, b in zip(getattr(fused, model).parameters(), getattr(plain, model).parameters()):
             assert (a.grad - b.grad).norm() <= 0.01 * b.grad.norm()

@@ -96,6 +96,16 @@ DEVICE void store(Real* p, const Pack& v) {
 
 // --- activations -----------------------------------------------------------------------------------------------------
 
+DEVICE float exp_minus_1(float x) {
+#if defined(__CUDA_ARCH__)
+  return expm1f(x);
+#else
+  float t = tanhf(0.5f * x);  // without cancellation
+  return 2.0f * t / (1.0f - t);
+#endif
+}
+
+// For bfloat16 by instructions that are a little inexact, and without a branch.
 DEVICE float activation(float x) {
 #if ACTIVATION == RELU
   return x < 0.0f ? 0.0f : x;
@@ -106,16 +116,12 @@ DEVICE float activation(float x) {
 #else
   return tanhf(x);
 #endif
+#elif BFLOAT16 && defined(__CUDA_ARCH__)
+  float e;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * 1.44269504f));
+  return x > 0.0f ? x : e - 1.0f;
 #else
-  if (x > 0.0f) return x;
-#if BFLOAT16 && defined(__CUDA_ARCH__)
-  return x > -0.01f ? x + 0.5f * x * x : __expf(x) - 1.0f;
-#elif defined(__CUDA_ARCH__)
-  return expm1f(x);
-#else
-  float t = tanhf(0.5f * x);  // exp(x) - 1 without cancellation
-  return 2.0f * t / (1.0f - t);
-#endif
+  return x > 0.0f ? x : exp_minus_1(x);
 #endif
 }
 
@@ -157,6 +163,23 @@ DEVICE float team_sum(float x) {
   if (LANE < 32) x = warp_sum(LANE < LANES / 32 ? parts[LANE] : 0.0f);
   return x;
 }
+
+// Sums over the block. All threads call it, once.
+template <int N>
+DEVICE void team_sums(const float (&x)[N], float* sums) {
+  SHARED float parts[32][N];
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    float sum = warp_sum(x[k]);
+    if (LANE % 32 == 0) parts[LANE / 32][k] = sum;
+  }
+  SYNC;
+  for (int k = LANE; k < N; k += LANES) {
+    float sum = 0.0f;
+    for (int w = 0; w < LANES / 32; ++w) sum += parts[w][k];
+    sums[k] = sum;
+  }
+}
 #else
 #define LANE 0
 #define LANES 1
@@ -166,6 +189,10 @@ DEVICE float team_sum(float x) {
 constexpr int WARP = 1;
 DEVICE float warp_sum(float x) { return x; }
 DEVICE float team_sum(float x) { return x; }
+template <int N>
+DEVICE void team_sums(const float (&x)[N], float* sums) {
+  for (int k = 0; k < N; ++k) sums[k] = x[k];
+}
 #endif
 
 DEVICE bool finite(float x) { return fabsf(x) <= 3.4028235e38f; }

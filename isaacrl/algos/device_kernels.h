@@ -227,11 +227,7 @@ KERNEL loss(int thread, const float* sample, const int* order, const float* mean
     total[1] += squared;
     value_grad[Long(i) * value_width] = to_real(2.0f * value_coef * share * error);
   }
-#pragma unroll
-  for (int k = 0; k < SUMS; ++k) {
-    float sum = team_sum(total[k]);
-    if (LANE == 0) sums[Long(TEAM) * SUMS + k] = sum;
-  }
+  team_sums(total, sums + Long(TEAM) * SUMS);
 }
 
 // Gradients of n parameters from the products' parts: parameter i is the sum of count parts, stride apart, from
@@ -310,8 +306,8 @@ KERNEL settle(int thread, const float* sums, const float* squares, const float* 
   *step += 1.0f;
   control[FINITE] = 1.0f;
   control[SCALE] = scale < 1.0f ? scale : 1.0f;
-  control[RATE] = float(rate / (1.0 - pow(0.9, double(*step))));
-  control[ROOT] = float(1.0 / sqrt(1.0 - pow(0.999, double(*step))));
+  control[RATE] = rate / -exp_minus_1(*step * -0.105360516f);             // 1 - 0.9^step
+  control[ROOT] = 1.0f / sqrtf(-exp_minus_1(*step * -0.00100050033f));  // 1 - 0.999^step
   const float row[6] = {policy, value, entropy, kl, share * sum[3], norm};
   for (int k = 0; k < 6; ++k) totals[k] += row[k];
 }

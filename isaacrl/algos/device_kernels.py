@@ -46,8 +46,8 @@ inline CUDA_CALLABLE void isaacrl_end_{name}() {{
 class Kernel:
     """One KERNEL of the header; call it with its parameters' values after the number of threads."""
 
-    def __init__(self, name: str, parameters: str, module: Any, source: str, scratch: int, resident: int):
-        self.name, arguments = name, ["thread"]
+    def __init__(self, name: str, parameters: str, module: Any, source: str, threads: int, resident: int, scratch: int):
+        self.name, self.threads, arguments = name, threads, ["thread"]
         self.kinds: list[str] = []  # of its values
         counts = {"pointers": 0, "ints": 0, "floats": 0}
         for parameter in parameters.split(","):
@@ -70,7 +70,7 @@ class Kernel:
             memory = wp.tile_empty(shape=words, dtype=wp.float32, storage="shared")  # noqa: F841  the block's tiles
             run(wp.tid(), pointers, ints, floats)
 
-        options: Any = {"launch_bounds": (BLOCK, resident)} if resident else {}
+        options: Any = {"launch_bounds": (threads, resident)} if resident else {}
         make = wp.kernel(name=name, module=module, enable_backward=False, grid_stride=False, **options)
         self.kernel = make(kernel_with_scratch if scratch else kernel)
 
@@ -87,35 +87,40 @@ class Kernel:
             make(*x, *[0] * (make._length_ - len(x)))
             for make, x in zip((_Pointers, _Ints, _Floats), sorted_values.values())
         ]
-        wp.launch(self.kernel, dim=threads, inputs=inputs, device=device, **_block(device))
+        wp.launch(self.kernel, dim=threads, inputs=inputs, device=device, **_block(device, self.threads))
 
 
-def _block(device: str) -> dict[str, int]:
-    return {} if device == "cpu" else {"block_dim": BLOCK}
+def _block(device: str, threads: int) -> dict[str, int]:
+    return {} if device == "cpu" else {"block_dim": threads}
 
 
 class Kernels:
     """All kernels of a header, as attributes.
 
-    scratch: bytes of shared memory that a block finds in isaacrl_tiles. resident: how many blocks a multiprocessor
-    shall have room for, which bounds the registers; 0: whatever the compiler thinks.
+    threads: of a block. resident: how many blocks a multiprocessor shall have room for, which bounds the registers; 0:
+    whatever the compiler thinks. scratch: bytes of shared memory that a block finds in isaacrl_tiles.
     """
 
-    def __init__(self, header: str, macros: dict[str, Any], *, scratch: int = 0, resident: int = 0):
+    def __init__(
+        self, header: str, macros: dict[str, Any], *, threads: int = BLOCK, resident: int = 0, scratch: int = 0
+    ):
+        self.threads = threads
         folder = importlib.resources.files("isaacrl.algos")
         own = (folder / header).read_text()
         lines = [f"#define {k} {v}" for k, v in (macros | {"SCRATCH": scratch}).items()]
         source = "\n".join([*lines, (folder / "device_common.h").read_text(), own])
         name = "_".join(re.sub(r"\W+", "_", str(x)) for x in (header.removesuffix(".h"), *macros.values(), resident))
         self.module = wp.get_module(f"isaacrl_{name.lower()}")
-        self._kernels = {k: Kernel(k, p, self.module, source, scratch, resident) for k, p in _KERNEL.findall(own)}
+        self._kernels = {
+            k: Kernel(k, p, self.module, source, threads, resident, scratch) for k, p in _KERNEL.findall(own)
+        }
 
     def __getattr__(self, name: str) -> Kernel:
         return self._kernels[name]
 
     def load(self, device: str) -> None:
         """Compile what is not in Warp's cache: nothing may be loaded in a capture."""
-        wp.load_module(self.module, device, **_block(device))
+        wp.load_module(self.module, device, **_block(device, self.threads))
 
 
 @functools.cache

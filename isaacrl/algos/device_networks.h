@@ -1,13 +1,14 @@
-// Whole networks in one launch, on tensor cores: for every R = BLOCK_ROWS rows a block takes them through all layers, keeping them
-// in shared memory. device_networks.py makes the launches; GPUs only.
+// Whole networks in one launch, on tensor cores: a block takes BLOCK_ROWS rows through all layers and keeps them in
+// shared memory. device_networks.py makes the launches; GPUs only.
 //
 // Macros: those of device_common.h, with BFLOAT16; NETS networks of LAYERS layers, whose input has INPUTS[l] columns of
-// weights, is stored with STRIDES[l] columns and gives OUTPUTS[l], all multiples of 8; BLOCK_ROWS; TILES, the most columns
-// of 8 that a warp sums up at once. Matrix fragments are those of the PTX instruction mma.m16n8k16.
+// weights, is stored with STRIDES[l] columns and gives OUTPUTS[l], all multiples of 8; BLOCK_ROWS, BLOCK_WARPS; TILES,
+// the most columns of 8 that a warp sums up at once. Matrix fragments are those of PTX's mma.m16n8k16.
 
 constexpr int INPUT[] = {INPUTS}, STRIDE[] = {STRIDES}, OUTPUT[] = {OUTPUTS};
-constexpr int R = BLOCK_ROWS, WARPS = 8, THREADS = 32 * WARPS;
+constexpr int R = BLOCK_ROWS, WARPS = BLOCK_WARPS, THREADS = 32 * WARPS;
 constexpr int ROW_WARPS = R >= 128 ? R / 64 : 1, COLUMN_WARPS = WARPS / ROW_WARPS, BANDS = R / ROW_WARPS / 16;
+constexpr int LOADS_AHEAD = BANDS > 2 ? 3 : 6;  // steps of a product whose weights are on their way
 constexpr int GAP = 8;  // reals after a row in shared memory, so that rows do not meet in its banks
 
 DEVICE constexpr int up16(int n) { return (n + 15) / 16 * 16; }
@@ -69,12 +70,14 @@ DEVICE void two_floats(unsigned x, float& a, float& b) {
   b = from_real(Real(x >> 16));
 }
 
-// The product of a tile [R, K] and weights [K, N], packed as device_networks.packed says. put(row, column, a, b) takes
-// two neighbours of the result; before the first of them all threads have called ready().
-template <int K, int N, class Ready, class Put>
-DEVICE void product(const Real* tile, const Real* weights, Ready ready, Put put) {
+// The product of a tile [R, K] and weights [K, N], packed as device_networks.packed says. Then, for every two neighbours
+// (row, column) and (row, column + 1) of the result, `use` is given: their place, the two, what column(column) gave and
+// what entry(row, column) gave. Before the first of them all threads have called ready().
+template <int K, int N, class Ready, class Column, class Entry, class Use>
+DEVICE void product(const Real* tile, const Real* weights, Ready ready, Column column, Entry entry, Use use) {
   constexpr int STEPS = K / 16, COLUMNS = N / 8, SHARE = (COLUMNS + COLUMN_WARPS - 1) / COLUMN_WARPS;
   constexpr int PASSES = (SHARE + TILES - 1) / TILES, TAKEN = (SHARE + PASSES - 1) / PASSES;
+  constexpr int AHEAD = STEPS < LOADS_AHEAD ? STEPS : LOADS_AHEAD;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int band = warp % ROW_WARPS * BANDS * 16, share = warp / ROW_WARPS;
   const int end = COLUMNS * (share + 1) / COLUMN_WARPS;
@@ -92,37 +95,48 @@ DEVICE void product(const Real* tile, const Real* weights, Ready ready, Put put)
     if (first < end) {
       // Where fewer columns are left the warp computes some that are not its own, or what lies behind the weights.
       const Two* w = (const Two*)weights + first * 32 + lane;
-      Two b[TAKEN];
+      Two b[AHEAD][TAKEN];  // of the next steps, on their way from the cache
 #pragma unroll
-      for (int j = 0; j < TAKEN; ++j) b[j] = w[j * 32];
-#pragma unroll 2
-      for (int s = 0; s < STEPS; ++s) {
-        Two next[TAKEN];  // on their way from the cache while this step computes
-        w += s + 1 < STEPS ? COLUMNS * 32 : 0;
+      for (int s = 0; s < AHEAD; ++s)
 #pragma unroll
-        for (int j = 0; j < TAKEN; ++j) next[j] = w[j * 32];
-        unsigned a[BANDS][4];
+        for (int j = 0; j < TAKEN; ++j) b[s][j] = w[(s * COLUMNS + j) * 32];
+#pragma unroll 1
+      for (int s = 0; s < STEPS; s += AHEAD) {
 #pragma unroll
-        for (int m = 0; m < BANDS; ++m) load_matrices(a[m], row + m * 16 * (K + GAP) + s * 16);
+        for (int k = 0; k < AHEAD; ++k) {
+          if (s + k >= STEPS) break;
+          unsigned a[BANDS][4];
 #pragma unroll
-        for (int j = 0; j < TAKEN; ++j) {
+          for (int m = 0; m < BANDS; ++m) load_matrices(a[m], row + m * 16 * (K + GAP) + (s + k) * 16);
 #pragma unroll
-          for (int m = 0; m < BANDS; ++m) multiply_add(sum[m][j], a[m], b[j]);
+          for (int j = 0; j < TAKEN; ++j)
+#pragma unroll
+            for (int m = 0; m < BANDS; ++m) multiply_add(sum[m][j], a[m], b[k][j]);
+          if (s + k + AHEAD >= STEPS) continue;
+#pragma unroll
+          for (int j = 0; j < TAKEN; ++j) b[k][j] = w[((s + k + AHEAD) * COLUMNS + j) * 32];
         }
-#pragma unroll
-        for (int j = 0; j < TAKEN; ++j) b[j] = next[j];
       }
     }
     if (pass == 0) ready();
+    if (first >= end) continue;
+    const int r = band + lane / 4, c = first * 8 + lane % 4 * 2;
+    Floats q[TAKEN];
+#pragma unroll
+    for (int j = 0; j < TAKEN; ++j) q[j] = first + j < end ? column(c + j * 8) : Floats{{0.0f, 0.0f}};
 #pragma unroll
     for (int j = 0; j < TAKEN; ++j) {
-      if (first + j >= end) continue;
+      if (first + j >= end) break;
+      unsigned e[BANDS][2];
 #pragma unroll
-      for (int m = 0; m < BANDS; ++m) {
-        int r = band + m * 16 + lane / 4, c = (first + j) * 8 + lane % 4 * 2;
-        put(r, c, sum[m][j][0], sum[m][j][1]);
-        put(r + 8, c, sum[m][j][2], sum[m][j][3]);
-      }
+      for (int m = 0; m < BANDS; ++m)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) e[m][k] = entry(r + m * 16 + k * 8, c + j * 8);
+#pragma unroll
+      for (int m = 0; m < BANDS; ++m)
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+          use(r + m * 16 + k * 8, c + j * 8, sum[m][j][2 * k], sum[m][j][2 * k + 1], q[j], e[m][k]);
     }
   }
 }
@@ -160,14 +174,17 @@ DEVICE void forward_from(const Batch& b, Real* tile, Real* other, const Real* we
   const Real* w = weights + forward_weights(L) + b.g * up16(INPUT[L]) * OUTPUT[L];
   const float* bias = biases + outputs_before(L) + b.g * OUTPUT[L];
   auto ready = [] {};
+  auto column = [=](int c) { return *(const Floats*)(bias + c); };
+  auto entry = [](int, int) { return 0u; };
   if constexpr (L + 1 == LAYERS) {
-    product<up16(INPUT[L]), OUTPUT[L]>(tile, w, ready, [&](int r, int c, float x, float y) { put(r, c, x, y, bias); });
+    product<up16(INPUT[L]), OUTPUT[L]>(
+        tile, w, ready, column, entry, [&](int r, int c, float x, float y, Floats q, unsigned) { put(r, c, x, y, q); });
   } else {
     constexpr int ROW_ = input_row(L + 1);
-    product<up16(INPUT[L]), OUTPUT[L]>(tile, w, ready, [&](int r, int c, float x, float y) {
-      Floats q = *(const Floats*)(bias + c);
-      *(unsigned*)(other + r * ROW_ + c) = two_reals(activation(x + q.x[0]), activation(y + q.x[1]));
-    });
+    product<up16(INPUT[L]), OUTPUT[L]>(
+        tile, w, ready, column, entry, [=](int r, int c, float x, float y, Floats q, unsigned) {
+          *(unsigned*)(other + r * ROW_ + c) = two_reals(activation(x + q.x[0]), activation(y + q.x[1]));
+        });
     pad<INPUT[L + 1]>(other);
     SYNC;
     if (inputs) {
@@ -185,20 +202,22 @@ KERNEL forward(int thread, const Real* weights, const float* biases, const Real*
   extern __shared__ Bits isaacrl_tiles[];
   Real *tile = (Real*)isaacrl_tiles, *other = tile + R * widest_input(0);
   Batch b = batch(thread / THREADS, blocks, all);
-  constexpr int PACKS = most(STRIDE[0], up16(INPUT[0])) / 8;
-  Real* to = inputs + (Long(b.g) * all + b.first) * STRIDE[0];
-  for (int i = threadIdx.x; i < R * PACKS; i += THREADS) {
-    int r = i / PACKS, c = i % PACKS * 8, row = b.first + r;
-    Bits x = {{0, 0, 0, 0}};
-    if (row < rows && c < STRIDE[0]) {
-      x = *(const Bits*)((b.g ? source2 : source) + Long(order[row]) * STRIDE[0] + c);
-      *(Bits*)(to + Long(r) * STRIDE[0] + c) = x;
-    }
-    *(Bits*)(tile + r * input_row(0) + c) = x;
-  }
+  SHARED int sample[R];
+  for (int r = threadIdx.x; r < R; r += THREADS) sample[r] = b.first + r < rows ? order[b.first + r] : -1;
   SYNC;
+  constexpr int PACKS = most(STRIDE[0], up16(INPUT[0])) / 8;
+  for (int i = threadIdx.x; i < R * PACKS; i += THREADS) {
+    int r = i / PACKS, c = i % PACKS * 8;
+    Real* to = tile + r * input_row(0) + c;
+    if (sample[r] >= 0 && c < STRIDE[0]) copy_begin(to, (b.g ? source2 : source) + Long(sample[r]) * STRIDE[0] + c);
+    else clear(to);
+  }
+  copies_end();
+  SYNC;
+  Real* to = inputs + (Long(b.g) * all + b.first) * STRIDE[0];
+  write_tile<STRIDE[0]>(tile, input_row(0), to, STRIDE[0], rows - b.first);
   output += (Long(b.g) * all + b.first) * OUTPUT[LAYERS - 1];
-  forward_from<0>(b, tile, other, weights, biases, inputs, [&](int r, int c, float x, float y, const float*) {
+  forward_from<0>(b, tile, other, weights, biases, inputs, [&](int r, int c, float x, float y, Floats) {
     if (r < b.rows) *(Floats*)(output + Long(r) * OUTPUT[LAYERS - 1] + c) = Floats{{x, y}};
   });
 }
@@ -231,9 +250,9 @@ KERNEL evaluate(int thread, const Real* weights, const float* biases, const floa
   }
   SYNC;
   output += Long(b.first) * width;
-  forward_from<0>(b, tile, other, weights, biases, nullptr, [&](int r, int c, float x, float y, const float* bias) {
-    if (r < b.rows && c < width) output[Long(r) * width + c] = x + bias[c];
-    if (r < b.rows && c + 1 < width) output[Long(r) * width + c + 1] = y + bias[c + 1];
+  forward_from<0>(b, tile, other, weights, biases, nullptr, [&](int r, int c, float x, float y, Floats q) {
+    if (r < b.rows && c < width) output[Long(r) * width + c] = x + q.x[0];
+    if (r < b.rows && c + 1 < width) output[Long(r) * width + c + 1] = y + q.x[1];
   });
 }
 
@@ -254,12 +273,14 @@ DEVICE void backward_from(const Batch& b, Real* tile, Real* other, const Real* w
       SYNC;
     };
     const Real* w = weights + backward_weights(L) + b.g * up16(OUTPUT[L]) * N;
-    product<up16(OUTPUT[L]), N>(tile, w, ready, [&](int r, int c, float x, float y) {
-      unsigned* at = (unsigned*)(other + r * ROW_ + c);
-      float p, q;
-      two_floats(*at, p, q);
-      *at = two_reals(x * slope(p), y * slope(q));
-    });
+    auto column = [](int) { return Floats{{0.0f, 0.0f}}; };
+    auto entry = [=](int r, int c) { return *(const unsigned*)(other + r * ROW_ + c); };
+    product<up16(OUTPUT[L]), N>(
+        tile, w, ready, column, entry, [=](int r, int c, float x, float y, Floats, unsigned e) {
+          float p, q;
+          two_floats(e, p, q);
+          *(unsigned*)(other + r * ROW_ + c) = two_reals(x * slope(p), y * slope(q));
+        });
     pad<N>(other);
     SYNC;
     Real* to = grads + Long(b.all) * outputs_before(L - 1) + (Long(b.g) * b.all + b.first) * N;

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,19 @@ from isaacrl.algos.networks import Normalizer
 TILE = 128  # rows and columns that a block of a matrix product usually computes
 PRODUCT_BLOCKS = 256  # blocks of a product that fill a GPU
 MAX_CHUNKS, MIN_CHUNK = 64, 1024  # chunks of a product; rows of a chunk
-BLOCK_ROWS = (128, 64, 32, 16)  # rows that a block of device_networks.h can take through all layers
-COLUMNS_AT_ONCE = 7  # of 8 each: what a warp's registers hold of a product's result
-BEHIND = 256 * COLUMNS_AT_ONCE  # reals behind packed weights that it may read
-RESIDENT = 1  # blocks a multiprocessor
+
+
+class Block(NamedTuple):
+    """How device_networks.h takes rows through all layers."""
+
+    rows: int
+    warps: int
+    tiles: int  # columns of 8 of a product's result that a warp sums up at once
+    resident: int  # blocks of a multiprocessor
+
+
+BLOCKS = (Block(128, 8, 7, 1), Block(64, 8, 7, 1), Block(32, 8, 7, 1), Block(16, 8, 7, 1))
+BEHIND = 256 * max(block.tiles for block in BLOCKS)  # reals behind packed weights that a warp may read
 OVERHEAD = 16  # what a block costs beside its rows, in rows
 
 Launch = Callable[[str, int, Any], None]  # a kernel of device_kernels.h, its threads, its values
@@ -220,7 +229,7 @@ class FusedNetworks(Networks):
         """Whether the GPU has tensor cores for bfloat16, and shared memory for a few rows of all layers."""
         if device == "cpu" or torch.cuda.get_device_capability(device) < (8, 0):
             return False
-        return bool(_possible_rows(FusedNetworks(nets, 1, torch.bfloat16, device, _no_launch).shape(), device))
+        return bool(_possible(FusedNetworks(nets, 1, torch.bfloat16, device, _no_launch).shape(), device))
 
     def shape(self) -> tuple[tuple[int, ...], ...]:
         """Columns of all layers' weights, stored inputs and outputs."""
@@ -228,14 +237,14 @@ class FusedNetworks(Networks):
 
     def _kernels(self, rows: int, nets: int) -> tuple[Any, int]:
         """Kernels for so many rows of so many networks, and their number of blocks a network."""
-        possible, blocks = _possible_rows(self.shape(), self.device), torch.cuda.get_device_properties(self.device)
+        multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
 
-        def cost(block_rows: int) -> int:
-            waves = -(-nets * -(-rows // block_rows) // blocks.multi_processor_count)
-            return waves * (block_rows + OVERHEAD)
+        def cost(block: Block) -> int:
+            waves = -(-nets * -(-rows // block.rows) // (multiprocessors * block.resident))
+            return waves * block.resident * (block.rows + OVERHEAD)
 
-        best = min(possible, key=cost)
-        return _build(self.activation, len(self.nets), self.shape(), best), -(-rows // best)
+        best = min(_possible(self.shape(), self.device), key=cost)
+        return _build(self.activation, len(self.nets), self.shape(), best), -(-rows // best.rows)
 
     def _weights(self) -> int:
         return len(self.nets) * sum(sum(self._copy_sizes(k)) for k in range(len(self.layers))) + BEHIND
@@ -267,17 +276,17 @@ class FusedNetworks(Networks):
         kernels, blocks = self._kernels(len(obs), 1)
         moments = (None, None, 0.0) if normalizer is None else (normalizer.mean, normalizer.var, normalizer.clip)
         values = self.weights, self.biases, obs, *moments[:2], out, g, *obs.shape, out.shape[1], moments[2]
-        kernels.evaluate(self.device, blocks * device_kernels.BLOCK, *values)
+        kernels.evaluate(self.device, blocks * kernels.threads, *values)
 
     def forward(self, order: Tensor, sources: Sequence[Tensor]) -> None:
         kernels, blocks = self._training
         inputs = sources[0], sources[-1], order, self.inputs, self.output
-        threads = len(self.nets) * blocks * device_kernels.BLOCK
+        threads = len(self.nets) * blocks * kernels.threads
         kernels.forward(self.device, threads, self.weights, self.biases, *inputs, len(order), self.rows, blocks)
 
     def backward(self, beside: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
         kernels, blocks = self._training
-        threads = len(self.nets) * blocks * device_kernels.BLOCK
+        threads = len(self.nets) * blocks * kernels.threads
         kernels.backward(self.device, threads, self.weights, self.inputs, self.grads, self.rows, blocks)
         with beside():
             for layer in self.layers[1:]:
@@ -299,21 +308,23 @@ def scratch_bytes(shape: tuple[tuple[int, ...], ...], rows: int) -> int:
     return 2 * rows * max(places)
 
 
-def _possible_rows(shape: tuple[tuple[int, ...], ...], device: str) -> list[int]:
-    most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    return [rows for rows in BLOCK_ROWS if scratch_bytes(shape, rows) <= most]
+def _possible(shape: tuple[tuple[int, ...], ...], device: str) -> list[Block]:
+    most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin - 2048  # samples' numbers and Warp's
+    return [block for block in BLOCKS if scratch_bytes(shape, block.rows) <= most]
 
 
 @functools.cache
-def _build(activation: str, nets: int, shape: tuple[tuple[int, ...], ...], rows: int) -> device_kernels.Kernels:
+def _build(activation: str, nets: int, shape: tuple[tuple[int, ...], ...], block: Block) -> device_kernels.Kernels:
     columns = [",".join(str(n) for n in x) for x in shape]
     macros = dict(zip(("INPUTS", "STRIDES", "OUTPUTS"), columns))
-    macros |= {"NETS": nets, "LAYERS": len(shape[0]), "BLOCK_ROWS": rows, "TILES": COLUMNS_AT_ONCE}
+    macros |= {"NETS": nets, "LAYERS": len(shape[0])}
+    macros |= {"BLOCK_ROWS": block.rows, "BLOCK_WARPS": block.warps, "TILES": block.tiles}
     return device_kernels.Kernels(
         "device_networks.h",
         {"BFLOAT16": 1, "ACTIVATION": activation.upper()} | macros,
-        scratch=scratch_bytes(shape, rows),
-        resident=RESIDENT,
+        threads=32 * block.warps,
+        resident=block.resident,
+        scratch=scratch_bytes(shape, block.rows),
     )
 
 
