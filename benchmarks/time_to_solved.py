@@ -13,7 +13,8 @@ Times are wall-clock: from the start of the process, with imports and compilatio
 environment, with what the first iteration captures. results/time_to_solved.json gets them task by task, with what was
 evaluated and the curves of training; plot_time_to_solved.py draws them.
 
---in-process trains all seeds in this process one after the other, which saves their start-ups: for quick experiments.
+--in-process trains all seeds in this process one after the other, which saves start-ups: the time from the start of the
+process is then the first seed's alone.
 """
 
 import argparse
@@ -221,9 +222,9 @@ def summary(task: str, runs: list[dict[str, Any]], args: argparse.Namespace) -> 
     }
     for key in ("solved_s_from_first_step", "solved_s_from_process_start", "solved_env_steps"):
         values = [r[key] if r["solved"] else math.inf for r in runs]
-        known = None not in values  # one process for all seeds has one start only
-        out[f"{key}_median"] = finite(statistics.median(values)) if known else None
-        out[f"{key}_max"] = finite(max(values)) if known else None
+        values = [v for v in values if v is not None]  # one process for all seeds has one start only
+        out[f"{key}_median"] = finite(statistics.median(values)) if values else None
+        out[f"{key}_max"] = finite(max(values)) if values else None
     out["steps_per_s_median"] = statistics.median(r["steps_per_s"] for r in runs)
     return out
 
@@ -272,11 +273,13 @@ def main() -> None:
             result = run_seed(args.tasks[0], args.seeds[0], args, fresh=True)
             args.child.write_text(json.dumps({"machine": machine(), "run": result}))
             return
+        began = False
         for task in args.tasks:
             runs = []
             for seed in args.seeds:
                 if args.in_process:
-                    found = {"run": run_seed(task, seed, args, fresh=False), "machine": machine()}
+                    found = {"run": run_seed(task, seed, args, fresh=not began), "machine": machine()}
+                    began = True
                 else:
                     found = in_a_process(task, seed, args)
                 runs.append(found["run"])

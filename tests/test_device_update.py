@@ -300,7 +300,7 @@ def test_the_kernels_compile_for_a_gpu(actions, activation, bfloat16, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Warp compiles for GPUs on Linux and Windows")
-@pytest.mark.parametrize("block", device_networks.BLOCKS[::3], ids=lambda b: str(b.rows))
+@pytest.mark.parametrize("block", device_networks.BLOCKS, ids=lambda b: str(b.rows))
 def test_fused_networks_compile_for_a_gpu(block, tmp_path):
     """Shared memory is as much as the header needs: it asserts that."""
     kernels = device_networks._build("elu", 2, ((80, 400, 200), (88, 408, 208), (400, 200, 24)), block)
@@ -371,15 +371,16 @@ def test_fused_networks_are_those_of_matrix_products(changes, monkeypatch):
         algo._update()
         del algo.on_device._step
         algo.on_device._step()
+    rounding = 0.05 if changes.get("activation") == "tanh" else 0.02  # it is saturated in places
     for ours, theirs in zip(fused.on_device.networks, plain.on_device.networks):
         assert isinstance(ours, FusedNetworks) and not isinstance(theirs, FusedNetworks)
         close(ours.output, theirs.output, 0.01)
         for a, b in zip(ours.layers, theirs.layers):
             close(a.input.float(), b.input.float(), 0.01)
-            assert (a.grad.float() - b.grad.float()).norm() <= 0.01 * b.grad.float().norm()
+            assert (a.grad.float() - b.grad.float()).norm() <= rounding * b.grad.float().norm()
     for model in ("policy", "critic"):
         for a, b in zip(getattr(fused, model).parameters(), getattr(plain, model).parameters()):
-            assert (a.grad - b.grad).norm() <= 0.01 * b.grad.norm()
+            assert (a.grad - b.grad).norm() <= rounding * b.grad.norm()
     for n in (1, 63, 300, 5000):
         obs, out = torch.randn(n, changes.get("obs", 7), device="cuda"), torch.zeros(2, n, fused.mean.shape[-1]).cuda()
         for algo, x in zip((fused, plain), out):

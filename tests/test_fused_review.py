@@ -81,8 +81,8 @@ def test_worlds_fill_a_gpu_evenly():
 def test_worlds_leave_room_for_each_other():
     model, _ = small("shapes, pyramidal")
     found = [layout.plan(sizes_of(model, 32, 12), 32, warps) for warps in (8, 10, 30)]
-    assert [(p.block, p.resident, p.fast) for p in found if p] == [(64, 4, 8), (64, 5, 7), (64, 15, 8)]
-    assert all(p.scratch * p.resident < layout.MULTIPROCESSOR for p in found[:2] if p)
+    assert [(p.block, p.resident, p.fast) for p in found if p] == [(64, 4, 8), (64, 5, 7), (64, 5, 7)]
+    assert all(p.scratch * p.resident < layout.MULTIPROCESSOR for p in found if p)
 
 
 def test_a_world_that_is_too_large_is_refused_in_one_line():

@@ -35,9 +35,9 @@ class Block(NamedTuple):
     resident: int  # blocks of a multiprocessor
 
 
-BLOCKS = (Block(128, 8, 7, 1), Block(64, 8, 7, 1), Block(32, 8, 7, 1), Block(16, 8, 7, 1))
+BLOCKS = (Block(64, 8, 4, 2), Block(32, 8, 7, 2), Block(16, 8, 7, 2))
 BEHIND = 256 * max(block.tiles for block in BLOCKS)  # reals behind packed weights that a warp may read
-OVERHEAD = 16  # what a block costs beside its rows, in rows
+OVERHEAD = 40  # what a block costs beside its rows, in rows
 
 Launch = Callable[[str, int, Any], None]  # a kernel of device_kernels.h, its threads, its values
 

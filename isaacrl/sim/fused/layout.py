@@ -70,7 +70,8 @@ def plan(
 
     Where the worlds fill the multiprocessors but a few times, it is what fills them evenly, as the last few blocks
     would take as long as all others. Fewer worlds than that get what many get, and with it the same kernel. Where
-    scratch memory would not let as many blocks be there, it has the rows of fewer contacts, at least LEAST_FAST.
+    scratch memory would not let as many blocks be there, it has the rows of fewer contacts, at least LEAST_FAST; where
+    that does not suffice, there are fewer blocks, each with more registers.
     """
     found = fitting(sizes, lanes)
     if not found:
@@ -83,11 +84,12 @@ def plan(
     if processors <= blocks < 3 * processors * most:
         resident = min(range(most, 2 * most // 3, -1), key=lambda n: n * -(-blocks // (processors * n)))
     chosen = int(sizes["NFAST"])
-    for fast in range(chosen, min(chosen, LEAST_FAST) - 1, -1):
-        if resident * (_used(sizes, lanes, block, fast) + _RESERVED) <= MULTIPROCESSOR:
-            chosen = fast
-            break
-    return Plan(lanes, block, resident, chosen, _used(sizes, lanes, block, chosen))
+    for there in range(resident, 0, -1):
+        for fast in range(chosen, min(chosen, LEAST_FAST) - 1, -1):
+            used = _used(sizes, lanes, block, fast)
+            if there * (used + _RESERVED) <= MULTIPROCESSOR:
+                return Plan(lanes, block, there, fast, used)
+    return Plan(lanes, block, 1, chosen, _used(sizes, lanes, block, chosen))
 
 
 def _used(sizes: Mapping[str, int | float | str], lanes: int, block: int, fast: int) -> int:
