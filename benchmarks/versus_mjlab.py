@@ -45,6 +45,8 @@ LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)  # of the tracking term
 SHARES = (0.25, 0.5, 0.75, 0.9, 0.95)  # of the lower of both sides' best whole rewards
 SMOOTH = 5  # iterations of a mean
 TOLERANCE = 2e-5  # relative, of numbers that have been through an XML file
+CONTACTS = {"g1": ["sim.nconmax=48"]}  # isaacrl's own choice, 36, is exceeded now and then while a G1 learns to stand
+TF32, TF32_ITERATIONS = "isaacrl_tf32", 100  # a side: isaacrl's rate with mjlab's precision
 
 
 def options() -> argparse.Namespace:
@@ -59,7 +61,8 @@ def options() -> argparse.Namespace:
     p.add_argument("--device", default="cuda:0")
     p.add_argument("--engine", default="warp", help="isaacrl's engine")
     p.add_argument("--override", nargs="*", default=[], help="further overrides of isaacrl's configuration")
-    p.add_argument("--sides", nargs="+", default=["isaacrl", "mjlab"], choices=["isaacrl", "mjlab"])
+    sides = ["isaacrl", TF32, "mjlab"]
+    p.add_argument("--sides", nargs="+", default=sides, choices=sides)
     p.add_argument("--out", default=str(RESULTS / "versus_mjlab.json"))
     p.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
     return p.parse_args()
@@ -87,6 +90,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             f"device={args.device}",
             f"sim.engine={args.engine}",
             f"seed={args.seed}",
+            *CONTACTS.get(robot, []),
             *args.override,
         ],
         config_dir=str(HERE / "conf"),
@@ -125,7 +129,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "gpu_mib": None if before is None or after is None else after - before,
         "torch_mib": torch.cuda.max_memory_reserved() / 2**20 if cuda else None,
         "observations": {name: value.shape[1] for name, value in env.obs.items()},
-        "tf32": cfg.algo.precision == "tf32",
+        "precision": cfg.algo.precision,
         "engine": env.engine.name,
         "samples": samples,
         "unequal": unequal(facts, cfg, env),
@@ -202,7 +206,9 @@ def compare(args: argparse.Namespace, robot: str, folder: Path) -> Iterator[dict
             command, env = [str(PEER), "--robot", robot, "--out", str(out), *common], of_peer
         else:
             command = [__file__, "--peer", "", "--worker", str(folder), "--robots", robot, "--engine", args.engine]
-            command += ["--out", str(out), *common, *(["--override", *args.override] if args.override else [])]
+            changes = [*args.override, *(["algo.precision=tf32"] if side == TF32 else [])]
+            command += ["--out", str(out), *common, *(["--override", *changes] if changes else [])]
+            command += ["--iterations", str(min(args.iterations, TF32_ITERATIONS))] if side == TF32 else []
             env = {}
         failed = run(command, folder / f"{robot}_{side}.log", **env)
         if failed:
@@ -217,9 +223,11 @@ def compare(args: argparse.Namespace, robot: str, folder: Path) -> Iterator[dict
         result["unequal"] = runs["isaacrl"]["unequal"]
         if "mjlab" in runs:
             result["unequal"] += _differences(*(runs[s]["observations"] for s in ("mjlab", "isaacrl")), "observations")
-    if len(runs) == 2:
-        rates = [result["sides"][s]["steps_per_s"] for s in ("isaacrl", "mjlab")]
-        result["ratio"] = round(rates[0] / rates[1], 2)
+    for side, name in (("isaacrl", "ratio"), (TF32, "ratio_tf32")):
+        if side in runs and "mjlab" in runs:
+            rates = [result["sides"][s]["steps_per_s"] for s in (side, "mjlab")]
+            result[name] = round(rates[0] / rates[1], 2)
+    if "isaacrl" in runs and "mjlab" in runs:
         result["reached"] = reached(runs["isaacrl"]["rows"], runs["mjlab"]["rows"], facts["rewards"])
     yield result
 
@@ -250,10 +258,10 @@ def summary(run: dict[str, Any], side: str, samples: int, warmup: int) -> dict[s
         "first_iteration_s": round(rows[0]["wall_s"], 2),
         "gpu_mib": run["gpu_mib"],
         "torch_mib": run["torch_mib"] and round(run["torch_mib"]),
-        "tf32": run["tf32"],
+        "precision": run["precision"],
     }
     out |= {k: run[k] for k in ("engine", "versions") if k in run}
-    if side == "isaacrl":
+    if side != "mjlab":
         out |= {k: sum(r[k] for r in rows) for k in ("overflow", "nonfinite")}
     falls, ends = (sum(r[k] for r in timed[-20:]) for k in ("falls", "ends"))
     out["share_of_falls_at_end"] = round(falls / ends, 4) if ends else None
@@ -337,7 +345,8 @@ def table(result: dict[str, Any]) -> str:
             row = [f"{x['steps_per_s']:,}", f"{x['iteration_ms']:.1f} ms", *split, x["gpu_mib"], f"{x['start_s']} s"]
             lines.append(f"| {robot} | {side} | {' | '.join(map(str, row))} |")
         if "ratio" in entry:
-            lines.append(f"| {robot} | ratio | {entry['ratio']} | | | | | | |")
+            with_tf32 = f" ({entry['ratio_tf32']} with TF32)" if "ratio_tf32" in entry else ""
+            lines.append(f"| {robot} | ratio | {entry['ratio']}{with_tf32} | | | | | | |")
         for measure, found in entry.get("reached", {}).items():
             best = f"best {found['best']['isaacrl']}, {found['best']['mjlab']}"
             for level in found["levels"]:

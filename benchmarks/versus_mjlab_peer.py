@@ -356,7 +356,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "gpu_mib": None if before is None or after is None else after - before,
         "torch_mib": torch.cuda.max_memory_reserved() / 2**20 if cuda else None,
         "observations": {"policy": groups["actor"][0], "critic": groups["critic"][0]},
-        "tf32": torch.backends.cuda.matmul.fp32_precision == "tf32",
+        "precision": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32",
         "versions": versions(PACKAGES),
         "rows": record.rows,
     }
