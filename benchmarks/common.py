@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -46,4 +47,11 @@ def merge(path: Path, name: str, result: dict[str, Any]) -> None:
     """Set one entry of a file of results; the others stay, those of earlier runs too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps(known | {name: result}, indent=2) + "\n")
+    path.write_text(text_of(known | {name: result}))
+
+
+def text_of(result: dict[str, Any]) -> str:
+    """JSON with lists of numbers on one line."""
+    text = json.dumps(result, indent=2)
+    lists = r"\[(?:[-+\d.eE,\s]|null)+\]"
+    return re.sub(lists, lambda m: "[" + ", ".join(m[0][1:-1].replace(",", " ").split()) + "]", text) + "\n"

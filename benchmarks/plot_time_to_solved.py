@@ -1,4 +1,4 @@
-"""results/time_to_solved.json as a picture beside it.
+"""results/time_to_solved.json as a picture, docs/images/time_to_solved.png; another file's beside it.
 
     pip install 'isaacrl[bench]'
     python benchmarks/plot_time_to_solved.py
@@ -19,6 +19,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from common import RESULTS
 
+DEFAULT = RESULTS / "time_to_solved.json"
+PICTURE = RESULTS.parents[1] / "docs/images/time_to_solved.png"
 LABELS = {
     "forward_speed": "forward speed [m/s]",
     "lin_vel_error": "velocity error [m/s]",
@@ -70,11 +72,11 @@ def plot(file: Path) -> Path:
     for ax, (task, result) in zip(axes.flat, tasks.items(), strict=False):
         draw(ax, task, result)
     figure.tight_layout()
-    out = file.with_suffix(".png")
+    out = PICTURE if file.resolve() == DEFAULT else file.with_suffix(".png")
     figure.savefig(out, dpi=110)
     return out
 
 
 if __name__ == "__main__":
-    results = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "time_to_solved.json"
+    results = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT
     print(plot(results) if results.is_file() else f"{results}: not there; python benchmarks/time_to_solved.py makes it")

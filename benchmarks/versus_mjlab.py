@@ -25,7 +25,6 @@ import argparse
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import versus_mjlab_peer as peer
-from common import RESULTS, machine
+from common import RESULTS, machine, text_of
 
 BEGAN = time.perf_counter()
 HERE = Path(__file__).parent
@@ -319,11 +318,8 @@ def driver() -> str | None:
 
 
 def save(result: dict[str, Any], path: str) -> None:
-    """JSON with lists of numbers on one line."""
-    text = json.dumps(result, indent=2)
-    text = re.sub(r"\[[-+\d.eE,\s]+\]", lambda m: "[" + ", ".join(m[0][1:-1].replace(",", " ").split()) + "]", text)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text + "\n")
+    Path(path).write_text(text_of(result))
 
 
 def table(result: dict[str, Any]) -> str:
