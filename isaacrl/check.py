@@ -41,7 +41,10 @@ def check(cfg: DictConfig, *, training: bool = True) -> None:
     check_terms(data)
     _check_solved(data["task"])
     if training:
-        _check_ppo(data)
+        if data["algo"]["name"] == "ppo":
+            _check_ppo(data)
+        else:
+            _check_off_policy(data["algo"])
 
 
 # --- the schema ------------------------------------------------------------------------------------------------------
@@ -325,6 +328,11 @@ def _check_ppo(data: Any) -> None:
             f"{n} does not divide num_envs * algo.num_steps = {envs} * {steps} = {total}; "
             f"the nearest that do: {' and '.join(map(str, valid))}",
         )
+
+
+def _check_off_policy(algo: dict) -> None:
+    if "min_noise" in algo and algo["min_noise"] > algo["max_noise"]:
+        raise KeyedError("algo.min_noise", f"{algo['min_noise']:g} is larger than algo.max_noise={algo['max_noise']:g}")
 
 
 def nearest_divisors(total: int, n: int) -> list[int]:

@@ -50,6 +50,8 @@ class TaskConfig:
     solved: dict[str, Any] = key({}, "when `eval` says solved: metric -> {above: x} or {below: x}, all of them")
     milestone: dict[str, Any] = key({}, "a first success, within reach of slow machines; written as `solved`")
     ppo: dict[str, Any] = key({}, "this task's settings of algo=ppo")
+    sac: dict[str, Any] = key({}, "this task's settings of algo=sac")
+    td3: dict[str, Any] = key({}, "this task's settings of algo=td3")
     camera: dict[str, Any] = key({}, "view for videos: lookat, distance, azimuth, elevation, track")
 
 
@@ -131,6 +133,75 @@ class PPOConfig:
 
 
 @dataclass
+class OffPolicyConfig:
+    """What SAC and TD3 have in common."""
+
+    name: str = MISSING
+    iterations: int = key(1000, "training iterations", ge=1)
+    num_steps: int = key(32, "steps of all worlds an iteration", ge=1)
+    updates: int = key(4, "updates after each step of all worlds", ge=1)
+    utd: float | None = key(
+        None, "updates a transition (update-to-data ratio) instead, as in the classic algorithm", gt=0
+    )
+    batch_size: int | None = key(None, "transitions an update; default: two a world, at least 256", ge=1)
+    warmup: int = key(32, "steps of all worlds before the first update, rounded up to whole iterations", ge=1)
+    buffer_size: int = key(10_000_000, "transitions that are kept at most", ge=1)
+    buffer_gib: float | None = key(
+        None, "memory for them at most [GiB]; default: a fifth of a GPU's, 8 at most; 1 on a CPU", gt=0
+    )
+    save_buffer: bool = key(
+        False, "store them in checkpoints: then a resumed run goes on exactly, else it fills a new one"
+    )
+    n_step: int = key(1, "steps of reward in a target before its value", ge=1)
+    gamma: float = key(0.99, "discount a step", ge=0, le=1)
+    lr: float = key(3e-4, "learning rate", gt=0, le=1)
+    tau: float = key(0.01, "share of the critics that their targets take over an update", gt=0, le=1)
+    policy_delay: int = key(1, "updates of the critics for each of the policy", ge=1)
+    max_grad_norm: float | None = key(None, "gradient norms are clipped to this", gt=0)
+    critic: str = key(
+        "categorical",
+        "what critics predict: the distribution of returns, or their mean",
+        choices=("categorical", "mean"),
+    )
+    atoms: int = key(101, "returns that a categorical critic tells apart", ge=3)
+    v_max: float = key(
+        10.0, "largest return that it tells apart, in units of normalize_reward; the smallest is its negative", gt=0
+    )
+    twin: str = key("mean", "the value of both critics: their mean, or the lower one", choices=("mean", "min"))
+    hidden: list[int] = key([256, 256], "hidden layers of the policy", ge=1)
+    critic_hidden: list[int] | None = key(None, "hidden layers of the critics; default: as the policy", ge=1)
+    activation: str = key("relu", "activation of hidden layers", choices=("elu", "relu", "silu", "tanh"))
+    layer_norm: bool = key(True, "normalize layers before their activation")
+    normalize_obs: bool = key(True, "normalize observations by running statistics")
+    normalize_reward: bool = key(
+        True, "scale rewards so that returns have a variance of 1 at most, and fit within v_max"
+    )
+
+
+@dataclass
+class SACConfig(OffPolicyConfig):
+    """Soft actor-critic."""
+
+    name: str = key("sac", "the algorithm", choices=("sac",))
+    alpha: float = key(0.01, "weight of the entropy, at the start if it is tuned", gt=0)
+    tune_alpha: bool = key(True, "let alpha hold the entropy at its target")
+    target_entropy: float = key(-1.0, "target of the entropy an action, of actions scaled to -1 to 1 [nats]")
+
+
+@dataclass
+class TD3Config(OffPolicyConfig):
+    """Twin delayed deep deterministic policy gradient."""
+
+    name: str = key("td3", "the algorithm", choices=("td3",))
+    policy_delay: int = key(2, "updates of the critics for each of the policy", ge=1)
+    twin: str = key("min", "the value of both critics: their mean, or the lower one", choices=("mean", "min"))
+    min_noise: float = key(0.05, "least standard deviation of exploration, of actions scaled to -1 to 1", ge=0)
+    max_noise: float = key(0.4, "largest one; each world draws its own for an episode", ge=0)
+    target_noise: float = key(0.2, "standard deviation of the noise on a target's action", ge=0)
+    target_noise_clip: float = key(0.5, "bound of that noise", ge=0)
+
+
+@dataclass
 class CheckpointConfig:
     """When checkpoints are written."""
 
@@ -181,4 +252,4 @@ TERM_FAMILIES: dict[str, frozenset[str]] = {
     "events": frozenset({"fn", "when", "interval_s", "schedule", "optional"}),
     "metrics": frozenset({"fn", "reduce"}),
 }
-ALGORITHMS = {"ppo": PPOConfig}
+ALGORITHMS = {"ppo": PPOConfig, "sac": SACConfig, "td3": TD3Config}

@@ -66,6 +66,12 @@ class Task:
             first += n
         return target.index_copy(1, self._columns, torch.cat(parts, dim=1)) if parts else target
 
+    def action_bounds(self, s: State) -> Tensor:
+        """The largest useful size of each action, [num_actions], for policies that need bounds."""
+        parts = [t.fn.bounds(s) for t in self.actions if hasattr(t.fn, "bounds")]
+        found = torch.cat(parts) if parts else torch.ones(0, device=s.device)
+        return found if len(found) == self.num_actions else torch.ones(self.num_actions, device=s.device)
+
     def observations(self, s: State) -> dict[str, Tensor] | None:
         """Named groups [E, n], `policy` among them; None: the tables."""
         return None

@@ -111,7 +111,7 @@ def _loop(
                 for name, seconds in phases.seconds.items():
                     log.phase(name, seconds)
             log.log(metrics, progress.iteration)
-            skipped = skipped + 1 if metrics["skipped_updates"] >= cfg.algo.epochs * cfg.algo.minibatches else 0
+            skipped = skipped + 1 if metrics["skipped_updates"] >= algo.updates_per_iteration else 0
             if skipped >= MAX_SKIPPED_ITERATIONS:
                 raise UserError(
                     f"training diverged: no finite update in {skipped} iterations; the last good checkpoint is "

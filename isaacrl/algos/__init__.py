@@ -8,9 +8,11 @@ from omegaconf import DictConfig
 
 from isaacrl import runs
 from isaacrl.algos.ppo import PPO
+from isaacrl.algos.sac import SAC
+from isaacrl.algos.td3 import TD3
 from isaacrl.errors import UserError
 
-ALGORITHMS = {"ppo": PPO}
+ALGORITHMS = {"ppo": PPO, "sac": SAC, "td3": TD3}
 SMALL = 64  # networks up to this width run on one CPU thread
 THREADS = torch.get_num_threads()  # as torch (or OMP_NUM_THREADS) chose
 

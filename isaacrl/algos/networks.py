@@ -9,11 +9,18 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-ACTIVATIONS = {"elu": partial(nn.ELU, inplace=True), "relu": partial(nn.ReLU, inplace=True), "tanh": nn.Tanh}
+ACTIVATIONS = {
+    "elu": partial(nn.ELU, inplace=True),
+    "relu": partial(nn.ReLU, inplace=True),
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 
 
-def mlp(sizes: Sequence[int], activation: str, last_gain: float) -> nn.Sequential:
+def mlp(sizes: Sequence[int], activation: str, last_gain: float, layer_norm: bool = False) -> nn.Sequential:
     """A multilayer perceptron, orthogonal weights (gain sqrt 2; last_gain in the last layer) and zero biases.
+
+    layer_norm: before each activation (Ba et al. 2016).
 
     Source: the initialization of Andrychowicz et al. 2021, arXiv:2006.05990, C56-C57.
     """
@@ -23,7 +30,8 @@ def mlp(sizes: Sequence[int], activation: str, last_gain: float) -> nn.Sequentia
         last = i == len(sizes) - 2
         nn.init.orthogonal_(linear.weight, last_gain if last else math.sqrt(2.0))
         nn.init.zeros_(linear.bias)
-        layers += [linear] if last else [linear, ACTIVATIONS[activation]()]
+        norm = [nn.LayerNorm(n_out)] if layer_norm else []
+        layers += [linear] if last else [linear, *norm, ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
 
 

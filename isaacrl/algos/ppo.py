@@ -103,6 +103,7 @@ class PPO:
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._metrics: dict[str, Tensor] = {}
         self.capture_seconds = 0.0
+        self.updates_per_iteration = cfg.epochs * cfg.minibatches
 
     def _allocate(self) -> None:
         """Buffers of a rollout, [T, E, ...], once."""

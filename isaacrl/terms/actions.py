@@ -94,6 +94,20 @@ class Affine(Term):
         self.target = target
         return target - s.encoder_bias[:, self.joints] if self.kind == "position" else target
 
+    def bounds(self, s: State) -> Tensor:
+        """The largest action that still changes a target, [n], for policies that need bounds; 1 where nothing says.
+
+        The clip; else what reaches the farther one of the joint's or the actuator's limits.
+        """
+        low, high = self.low, self.high
+        if self.kind == "position" and not self.relative:
+            limits = s.robot.joint_pos_limits[self.joints]
+            low, high = torch.maximum(low, limits[:, 0]), torch.minimum(high, limits[:, 1])
+        offset = torch.zeros_like(self.offset) if self.relative else self.offset
+        reach = torch.maximum(high - offset, offset - low) / self.scale.abs()
+        reach = torch.where(torch.isfinite(reach) & (reach > 0.0), reach, 1.0)
+        return torch.where(torch.isfinite(self.action_clip), self.action_clip, reach)
+
     def measured(self, s: State) -> Tensor:
         """Joint positions as the encoders read them [rad or m], [E, n]."""
         return s.encoder_pos[:, self.joints]

@@ -1,0 +1,472 @@
+"""What SAC and TD3 share: collecting into a replay buffer, two critics in one, targets, CUDA graphs and checkpoints.
+
+Shapes: E worlds, B samples of an update, D observation, A action, K atoms of a categorical critic. Actions here are
+scaled to -1 to 1; the environment gets them times `bounds`.
+"""
+
+import copy
+import itertools
+import math
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from isaacrl.algos.networks import ACTIVATIONS, Adam, FlatParameters, Normalizer, mlp
+from isaacrl.algos.replay import Batch, Replay, capacity
+from isaacrl.fuse import trace
+from isaacrl.timer import Timer
+
+# --- critics ---------------------------------------------------------------------------------------------------------
+
+
+class Twins(nn.Module):
+    """Two multilayer perceptrons as one: [B, n] or [2, B, n] -> [2, B, m], by batched products."""
+
+    def __init__(self, sizes: list[int], activation: str, layer_norm: bool):
+        super().__init__()
+        self.activation, self.layer_norm = ACTIVATIONS[activation](), layer_norm
+        layers = list(itertools.pairwise(sizes))
+        bounds = [1.0 / math.sqrt(n) for n, _ in layers]  # as torch.nn.Linear starts
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.empty(2, n, m).uniform_(-b, b)) for (n, m), b in zip(layers, bounds)
+        )
+        self.biases = nn.ParameterList(
+            nn.Parameter(torch.empty(2, 1, m).uniform_(-b, b)) for (_, m), b in zip(layers, bounds)
+        )
+        hidden = sizes[1:-1] if layer_norm else []
+        self.gains = nn.ParameterList(nn.Parameter(torch.ones(2, 1, m)) for m in hidden)
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(2, 1, m)) for m in hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.expand(2, *x.shape[-2:])
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            x = torch.baddbmm(bias, x, weight)
+            if i < last:
+                if self.layer_norm:
+                    x = torch.addcmul(self.shifts[i], F.layer_norm(x, x.shape[-1:]), self.gains[i])
+                x = self.activation(x)
+        return x
+
+
+class Critics(nn.Module):
+    """Two critics of observations and actions.
+
+    Categorical: K logits over returns `atoms`, -v_max to v_max (Bellemare et al. 2017, arXiv:1707.06887); else a mean.
+    """
+
+    atoms: Tensor
+
+    def __init__(self, num_obs: int, num_actions: int, cfg: Any):
+        super().__init__()
+        self.categorical, self.lower, self.v_max = cfg.critic == "categorical", cfg.twin == "min", cfg.v_max
+        outputs = cfg.atoms if self.categorical else 1
+        hidden = cfg.critic_hidden or cfg.hidden
+        self.net = Twins([num_obs + num_actions, *hidden, outputs], cfg.activation, cfg.layer_norm)
+        self.register_buffer("atoms", torch.linspace(-cfg.v_max, cfg.v_max, cfg.atoms))
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Outputs [2, B, K or 1]."""
+        return self.net(torch.cat((obs, action), dim=-1))
+
+    def values(self, out: Tensor) -> Tensor:
+        """Both values [2, B]."""
+        return out.softmax(dim=-1) @ self.atoms if self.categorical else out[..., 0]
+
+    def value(self, out: Tensor) -> Tensor:
+        """One value of both, [B]."""
+        values = self.values(out)
+        return values.amin(dim=0) if self.lower else values.mean(dim=0)
+
+    def target(self, out: Tensor, reward: Tensor, discount: Tensor, bonus: Tensor | float = 0.0) -> Tensor:
+        """What both critics are to predict: reward + discount * (value - bonus), [B, K] probabilities or [B] values."""
+        if not self.categorical:
+            return reward + discount * (self.value(out) - bonus)
+        probability = out.softmax(dim=-1)
+        if self.lower:
+            first = (probability @ self.atoms).diff(dim=0)[
+                0
+            ] >= 0.0  # whether the first critic's value is the lower one
+            probability = torch.where(first[:, None], probability[0], probability[1])
+        else:
+            probability = probability.mean(dim=0)
+        moved = self.atoms - (bonus[:, None] if isinstance(bonus, Tensor) else bonus)
+        return project(probability, reward[:, None] + discount[:, None] * moved, self.v_max)
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy or half the squared error: the sum of both critics', each the mean over samples."""
+        if self.categorical:
+            return -(target * out.log_softmax(dim=-1)).sum(dim=-1).mean(dim=1).sum()
+        return 0.5 * (out[..., 0] - target).square().mean(dim=1).sum()
+
+
+def project(probability: Tensor, at: Tensor, v_max: float) -> Tensor:
+    """Probabilities [B, K] of returns `at` [B, K], shared out among the two nearest of K atoms from -v_max to v_max."""
+    k = probability.shape[-1]
+    place = (at.clamp(-v_max, v_max) + v_max) * ((k - 1) / (2.0 * v_max))  # 0 to K - 1
+    low = place.floor().clamp(max=k - 2)
+    upper = place - low
+    low = low.long()
+    out = torch.zeros_like(probability)
+    out.scatter_add_(-1, low, probability * (1.0 - upper))
+    return out.scatter_add_(-1, low + 1, probability * upper)
+
+
+# --- rewards ---------------------------------------------------------------------------------------------------------
+
+
+class RewardScale(nn.Module):
+    """What rewards are divided by, so that returns have a standard deviation of 1 at most and none is beyond v_max.
+
+    From running returns of all worlds, as SimbaV2 does (Lee et al. 2025, arXiv:2502.15280, section 4.3).
+    """
+
+    running: Tensor
+    largest: Tensor
+
+    def __init__(self, num_envs: int, gamma: float, v_max: float):
+        super().__init__()
+        self.gamma, self.v_max = gamma, v_max
+        self.register_buffer("running", torch.zeros(num_envs))  # each world's discounted return so far
+        self.register_buffer("largest", torch.zeros(()))
+        self.moments = Normalizer(1)
+
+    @torch.no_grad()
+    def update(self, reward: Tensor, done: Tensor) -> None:
+        """After a step of all worlds, [E]."""
+        self.running.mul_(self.gamma).add_(reward)
+        self.moments.update(self.running[:, None])
+        self.largest.copy_(torch.maximum(self.largest, self.running.abs().amax()))
+        self.running.masked_fill_(done, 0.0)
+
+    def forward(self, reward: Tensor) -> Tensor:
+        scale = torch.maximum(torch.sqrt(self.moments.var[0] + 1e-8), self.largest / self.v_max)
+        return reward / scale.clamp(min=1e-6)
+
+
+# --- the agent -------------------------------------------------------------------------------------------------------
+
+
+class Deployed(nn.Module):
+    """The policy outside of training: observation [N, D] -> the environment's action [N, A], without noise."""
+
+    bounds: Tensor
+
+    def __init__(self, num_obs: int, outputs: int, bounds: Tensor, cfg: Any):
+        super().__init__()
+        self.normalizer = Normalizer(num_obs) if cfg.normalize_obs else None
+        self.net = mlp([num_obs, *cfg.hidden, outputs], cfg.activation, 0.01, cfg.layer_norm)
+        self.register_buffer("bounds", bounds.clone())
+
+    def forward(self, obs: Tensor) -> Tensor:
+        out = self.net(self.normalizer(obs) if self.normalizer else obs)
+        return torch.tanh(out[..., : len(self.bounds)]) * self.bounds
+
+
+class OffPolicy:
+    """An agent that learns from a replay buffer. A subclass says how it acts and how it updates.
+
+    policy_outputs: columns of the policy's network. METRICS: what updates return, to be averaged.
+    """
+
+    METRICS = ("loss/critic", "loss/policy", "q", "td_error", "grad_norm", "skipped_updates")
+
+    def explore(self, obs: Tensor) -> Tensor:
+        """Actions [E, A] of normalized observations, with what makes them vary."""
+        raise NotImplementedError
+
+    def update_critics(self, batch: Any) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def update_policy(self, batch: Any) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def __init__(self, env: Any, cfg: DictConfig, seed: int, policy_outputs: int):
+        self.env, self.device = env, env.device
+        self.cfg: Any = SimpleNamespace(**cfg)  # a DictConfig is slow to read
+        cfg_ = self.cfg
+        self.critic_group = "critic" if "critic" in env.obs else "policy"
+        self.widths = {g: env.obs[g].shape[1] for g in dict.fromkeys(("policy", self.critic_group))}
+        self.num_actions = env.task.num_actions
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        bounds = env.task.action_bounds(env.state)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.deployed = Deployed(self.widths["policy"], policy_outputs, bounds.cpu(), cfg_).to(self.device)
+            self.critics = Critics(self.widths[self.critic_group], self.num_actions, cfg_).to(self.device)
+        self.normalizers: dict[str, Normalizer | None] = {"policy": self.deployed.normalizer}
+        if self.critic_group != "policy":
+            own = Normalizer(self.widths[self.critic_group]).to(self.device) if cfg_.normalize_obs else None
+            self.normalizers["critic"] = own
+        for g, normalizer in self.normalizers.items():
+            if normalizer is not None:
+                normalizer.update(env.obs[g])
+        self.rewards = (
+            RewardScale(env.num_envs, cfg_.gamma, cfg_.v_max).to(self.device) if cfg_.normalize_reward else None
+        )
+        self.lr = torch.tensor(float(cfg_.lr), device=self.device)
+        self.batch_size = cfg_.batch_size or max(2 * env.num_envs, 256)
+        self.per_step = cfg_.updates if cfg_.utd is None else cfg_.utd * env.num_envs  # updates a step of all worlds
+        self.steps = 0  # of all worlds since the buffer was empty
+        self.updates = 0  # so far
+        self.buffer: Any = None  # made when the first step is taken, as are the graphs
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._program: Any = None
+        self.capture_seconds = 0.0
+
+    def _finish(self, policy: nn.Module) -> None:
+        """Once a subclass has its policy with all that is learnt beside it: flat parameters, targets and optimizers."""
+        self.policy_params, self.critic_params = FlatParameters(policy), FlatParameters(self.critics)
+        self.target_critics = copy.deepcopy(self.critics)
+        self.target_params = FlatParameters(self.target_critics)
+        self.target_params.value.requires_grad_(False)
+        self.target_critics.requires_grad_(False)
+        self.policy_adam, self.critic_adam = (Adam(p.value, self.lr) for p in (self.policy_params, self.critic_params))
+
+    @property
+    def updates_per_iteration(self) -> int:
+        return max(1, math.floor(self.cfg.num_steps * self.per_step))
+
+    def _allocate(self) -> None:
+        if self.buffer is not None:
+            return
+        env = self.env
+        columns = {f"obs/{g}": n for g, n in self.widths.items()} | {"action": self.num_actions}
+        observed = [k for k in columns if k != "action"]
+        room = capacity(columns, observed, env.num_envs, self.device, self.cfg)
+        self.buffer = Replay(columns, observed, room, env.num_envs, self.device)
+        self.before = {g: torch.zeros_like(env.obs[g]) for g in self.widths}  # what the step under way began with
+        self.action = torch.zeros(env.num_envs, self.num_actions, device=self.device)
+        self.step_out: Any = None
+        self.totals = torch.zeros(len(self.METRICS), device=self.device)
+        self.batch: Any = None
+
+    # --- one iteration -----------------------------------------------------------------------------------------------
+
+    def iterate(self, timer: Timer) -> dict[str, Tensor]:
+        """Steps of all worlds with the updates that follow them; metrics as device scalars."""
+        self._allocate()
+        if self.env.fused:
+            self.prepare(timer)
+        self.totals.zero_()
+        learning, before = self.steps >= self.cfg.warmup, self.updates
+        for t in range(self.cfg.num_steps):
+            count = math.floor((t + 1) * self.per_step) - math.floor(t * self.per_step) if learning else 0
+            self._step(count, timer)
+        self.steps += self.cfg.num_steps
+        return self._metrics(self.updates - before)
+
+    def _step(self, count: int, timer: Timer) -> None:
+        """A step of all worlds and so many updates."""
+        phase = self.updates % self.cfg.policy_delay if count else 0
+        self.updates += count
+        if (count, phase) in self._graphs:
+            self._graphs[count, phase].replay()
+            self.env.state.refresh()
+            return
+        if self.env.fused and torch.cuda.is_available() and not torch.cuda.is_current_stream_capturing():
+            self._graphs[count, phase] = self._capture(lambda: self._body(count, phase, timer), timer)
+            self._graphs[count, phase].replay()
+            self.env.state.refresh()
+            return
+        self._body(count, phase, timer)
+
+    def _body(self, count: int, phase: int, timer: Timer) -> None:
+        if self._program is not None:
+            self._program()
+            self.env.state.refresh()
+        else:
+            self._collect()
+        with timer("update"):
+            for i in range(count):
+                self._update((phase + i + 1) % self.cfg.policy_delay == 0)
+
+    def prepare(self, timer: Timer) -> None:
+        """On a GPU: compile a step and capture it as CUDA graphs. Nothing is simulated or learned."""
+        if self._program is not None or not self.env.fused:
+            return
+        self._allocate()
+        began, compiled = time.perf_counter(), self.env.compile_seconds
+        state = self.env.state_dict(), self.state_dict()
+        enabled, timer.enabled = timer.enabled, False
+        self._program, _ = self.env.compiled(self._collect)
+        for _ in range(self.cfg.policy_delay):  # what a capture must not do for the first time
+            self._update(True)
+        timer.enabled = enabled
+        counts = {
+            math.floor((t + 1) * self.per_step) - math.floor(t * self.per_step) for t in range(self.cfg.num_steps)
+        }
+        for count in {0, *counts}:
+            self._graphs[count, 0] = self._capture(lambda n=count: self._body(n, 0, timer), timer)
+        self.env.load_state_dict(state[0])
+        self.load_state_dict(state[1])
+        self.capture_seconds = time.perf_counter() - began - (self.env.compile_seconds - compiled)
+
+    def _capture(self, body: Callable[[], None], timer: Timer) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        stream = torch.cuda.Stream(self.device)
+        with timer.captured(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            body()
+        return graph
+
+    @torch.no_grad()
+    def _collect(self) -> None:
+        """One step of all worlds into the buffer."""
+        env = self.env
+        env.timer.enter("policy")
+        for g, x in self.before.items():
+            x.copy_(env.obs[g])
+        trace.call(self._choose)
+        _, reward, terminated, truncated, info = env.step_plainly(self.action * self.deployed.bounds)
+        # A world that failed may have left observations that are not finite; nothing is read from them but by products.
+        following = {g: torch.nan_to_num(info["final_obs"][g]) for g in self.before}
+        trace.call(lambda: self._remember(following, reward, terminated, truncated))
+        env.timer.enter("")
+
+    def _choose(self) -> None:
+        self.action.copy_(self.explore(self.normalized("policy", self.before["policy"])))
+
+    def _remember(self, following: dict[str, Tensor], reward: Tensor, terminated: Tensor, truncated: Tensor) -> None:
+        columns = {f"obs/{g}": x for g, x in self.before.items()} | {"action": self.action}
+        after = {f"obs/{g}": x for g, x in following.items()}
+        self.buffer.write(columns, after, reward, terminated, truncated)
+        for g, normalizer in self.normalizers.items():
+            if normalizer is not None:
+                normalizer.update(self.before[g])
+        if self.rewards is not None:
+            self.rewards.update(reward, terminated | truncated)
+
+    def normalized(self, group: str, obs: Tensor) -> Tensor:
+        normalizer = self.normalizers[group]
+        return normalizer(obs) if normalizer is not None else obs
+
+    # --- updates -----------------------------------------------------------------------------------------------------
+
+    def _update(self, policy_too: bool) -> None:
+        """One update of the critics, and of the policy if it is its turn."""
+        with torch.no_grad():
+            batch = self._prepared(self.buffer.sample(self.batch_size, self.cfg.n_step, self.cfg.gamma, self.generator))
+        metrics = self.update_critics(batch)
+        if policy_too:
+            metrics |= self.update_policy(batch)
+        with torch.no_grad():
+            self.target_params.value.lerp_(self.critic_params.value, self.cfg.tau)
+            for i, name in enumerate(self.METRICS):
+                if name in metrics:
+                    self.totals[i] += metrics[name]
+
+    def _prepared(self, batch: Batch) -> Any:
+        """Normalized: obs and critic_obs, next_obs and next_critic_obs [B, D], action, reward, discount."""
+        c, f = batch.columns, batch.following
+        obs, next_obs = (self.normalized("policy", x["obs/policy"]) for x in (c, f))
+        critic, next_critic = obs, next_obs
+        if self.critic_group != "policy":
+            critic, next_critic = (self.normalized("critic", x["obs/critic"]) for x in (c, f))
+        reward = batch.reward if self.rewards is None else self.rewards(batch.reward)
+        return SimpleNamespace(
+            obs=obs,
+            next_obs=next_obs,
+            critic_obs=critic,
+            next_critic_obs=next_critic,
+            action=c["action"],
+            reward=reward,
+            discount=batch.discount,
+        )
+
+    def critic_step(self, batch: Any, target: Tensor) -> dict[str, Tensor]:
+        """Move both critics towards the target."""
+        out = self.critics(batch.critic_obs, batch.action)
+        loss = self.critics.loss(out, target)
+        norm, finite = self.descend(loss, self.critic_params, self.critic_adam, self.critics)
+        with torch.no_grad():
+            values = self.critics.values(out)
+            wanted = target @ self.critics.atoms if self.critics.categorical else target
+            metrics = {"loss/critic": loss.detach(), "q": values.mean(), "td_error": (values - wanted).abs().mean()}
+        return {k: torch.where(finite, v, 0.0) for k, v in (metrics | {"grad_norm": norm}).items()} | {
+            "skipped_updates": (~finite).float()
+        }
+
+    def descend(self, loss: Tensor, params: FlatParameters, adam: Adam, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """A step of Adam down the loss, unless it is not finite; (gradient's norm, whether there was a step)."""
+        params.grad.zero_()
+        loss.backward(inputs=list(module.parameters()))
+        norm = torch.linalg.vector_norm(params.grad)
+        finite = torch.isfinite(norm) & torch.isfinite(loss.detach())
+        if self.cfg.max_grad_norm is not None:
+            params.grad.mul_((self.cfg.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        adam.step(finite)
+        return norm, finite
+
+    def _metrics(self, updates: int) -> dict[str, Tensor]:
+        """Means over the iteration's updates."""
+        policy = max(1, updates // self.cfg.policy_delay)
+        out = {}
+        for name, total in zip(self.METRICS, self.totals.clone().unbind()):
+            share = 1 if name == "skipped_updates" else policy if name in self.of_policy else max(1, updates)
+            if updates or name == "skipped_updates":
+                out[name] = total / share
+        out["buffer"] = self.buffer.filled / self.buffer.capacity
+        out["lr"] = self.lr.clone()
+        return out
+
+    of_policy: tuple[str, ...] = ("loss/policy",)  # metrics of updates of the policy
+
+    # --- use and checkpoints -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """The deterministic action [N, A] of the policy group's observation."""
+        return self.deployed(obs)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """All that has a state, by name."""
+        out: dict[str, nn.Module] = {"deployed": self.deployed, "critics": self.critics, "target": self.target_critics}
+        if self.normalizers.get("critic") is not None:
+            out["critic_normalizer"] = self.normalizers["critic"]  # pyright: ignore[reportArgumentType]
+        if self.rewards is not None:
+            out["rewards"] = self.rewards
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimizers, normalizers, random numbers' state: copies. The buffer if it is to be saved."""
+        buffer = self.buffer.state_dict() if self.buffer is not None and self.cfg.save_buffer else None
+        return {k: copy.deepcopy(m.state_dict()) for k, m in self._modules().items()} | {
+            "policy_adam": self.policy_adam.state_dict(),
+            "critic_adam": self.critic_adam.state_dict(),
+            "lr": self.lr.clone(),
+            "generator": self.generator.get_state(),
+            "updates": self.updates,
+            "steps": self.steps if buffer else 0,
+            "buffer": buffer,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore state_dict(). Without a stored buffer a new one is filled, for as long as algo.warmup says."""
+        for name, module in self._modules().items():
+            stored = state[name]
+            if name == "rewards" and stored["running"].shape != self.rewards.running.shape:  # pyright: ignore[reportOptionalMemberAccess]
+                stored = stored | {"running": self.rewards.running}  # pyright: ignore[reportOptionalMemberAccess]
+            module.load_state_dict(stored)
+        self.policy_adam.load_state_dict(state["policy_adam"])
+        self.critic_adam.load_state_dict(state["critic_adam"])
+        self.lr.copy_(state["lr"])
+        self.updates, self.steps = state["updates"], state["steps"]
+        if state["buffer"] is not None and self.cfg.save_buffer:
+            self._allocate()
+            self.buffer.load_state_dict(state["buffer"])
+        elif self.buffer is not None:
+            self.buffer.at.zero_()
+            self.buffer.filled.zero_()
+            self.steps = 0
+        else:
+            self.steps = 0
+        generator = state["generator"].cpu()
+        if generator.numel() == self.generator.get_state().numel():  # one of a GPU means nothing on a CPU
+            self.generator.set_state(generator)
