@@ -112,7 +112,7 @@ def project(probability: Tensor, at: Tensor, v_max: float) -> Tensor:
     place = (at.clamp(-v_max, v_max) + v_max) * ((k - 1) / (2.0 * v_max))  # 0 to K - 1
     low = place.floor().clamp(max=k - 2)
     upper = place - low
-    low = low.long()
+    low = torch.nan_to_num(low).long()  # what is not finite stays so in its share, and in the loss
     out = torch.zeros_like(probability)
     out.scatter_add_(-1, low, probability * (1.0 - upper))
     return out.scatter_add_(-1, low + 1, probability * upper)

@@ -1,4 +1,7 @@
-"""gymnasium's Ant-v5 as terms: what versus_sb3.py trains on. Source: gymnasium/envs/mujoco/ant_v5.py."""
+"""gymnasium's Ant-v5 and HalfCheetah-v5 as terms: what versus_sb3.py and versus_sb3_sac.py train on.
+
+Source: gymnasium/envs/mujoco/ant_v5.py and half_cheetah_v5.py.
+"""
 
 import torch
 from torch import Tensor
@@ -7,9 +10,9 @@ from isaacrl.state import State
 from isaacrl.terms import Term
 
 
-def qpos_qvel(s: State) -> Tensor:
-    """qpos without x and y, then qvel, [E, 27]."""
-    return torch.cat((s.read("qpos")[:, 2:], s.read("qvel")), dim=1)
+def qpos_qvel(s: State, *, skip: int) -> Tensor:
+    """qpos without its first numbers, the places on the plane, then qvel, [E, n]."""
+    return torch.cat((s.read("qpos")[:, skip:], s.read("qvel")), dim=1)
 
 
 class forward(Term):
