@@ -21,8 +21,13 @@ from isaacrl.progress import Series, Status, bar, clip, duration, number, quanti
 REFRESH_HZ = 4
 MAX_WIDTH = 120  # a wider panel only tears its two columns apart
 LEARNING = {  # metric -> label, and a short one
+    "q": ("Q value", "Q"),
+    "td_error": ("TD error", "TD"),
+    "alpha": ("alpha", "alpha"),
     "loss/policy": ("policy loss", "policy"),
     "loss/value": ("value loss", "value"),
+    "loss/critic": ("critic loss", "critic"),
+    "buffer": ("buffer full", "buffer"),
     "kl": ("KL", "KL"),
     "lr": ("lr", "lr"),
     "std": ("std", "std"),
@@ -183,10 +188,17 @@ def plain_line(s: Status) -> str:
     return (
         f"{s.iteration:>{n}}/{s.iterations} {100 * s.iteration // max(s.iterations, 1):>3}%"
         f"  return {number(s.returns.last):>8}  length {number(s.lengths.last):>7}"
-        f"  {quantity(m.get('steps_per_s')):>6} steps/s  kl {number(m.get('kl')):>8}"
-        f"  lr {_shown('lr', m.get('lr', math.nan)):>7}"
-        f"  std {number(m.get('std')):>6}  {duration(s.elapsed):>7}  eta {eta:>7}"
+        f"  {quantity(m.get('steps_per_s')):>6} steps/s{_learning(m)}  {duration(s.elapsed):>7}  eta {eta:>7}"
     )
+
+
+def _learning(m: dict[str, float]) -> str:
+    """How learning goes, in a few words of a line."""
+    if "buffer" in m:
+        alpha = f"  alpha {number(m.get('alpha')):>6}  entropy {number(m.get('entropy')):>6}" if "alpha" in m else ""
+        return f"  Q {number(m.get('q')):>6}  TD {number(m.get('td_error')):>6}{alpha}"
+    rate = _shown("lr", m.get("lr", math.nan))
+    return f"  kl {number(m.get('kl')):>8}  lr {rate:>7}  std {number(m.get('std')):>6}"
 
 
 def _command() -> str:

@@ -152,10 +152,10 @@ class OffPolicyConfig:
     save_buffer: bool = key(
         False, "store them in checkpoints: then a resumed run goes on exactly, else it fills a new one"
     )
-    n_step: int = key(1, "steps of reward in a target before its value", ge=1)
+    n_step: int = key(3, "steps of reward in a target before its value", ge=1)
     gamma: float = key(0.99, "discount a step", ge=0, le=1)
-    lr: float = key(3e-4, "learning rate", gt=0, le=1)
-    tau: float = key(0.01, "share of the critics that their targets take over an update", gt=0, le=1)
+    lr: float = key(1e-3, "learning rate", gt=0, le=1)
+    tau: float = key(0.02, "share of the critics that their targets take over an update", gt=0, le=1)
     policy_delay: int = key(1, "updates of the critics for each of the policy", ge=1)
     max_grad_norm: float | None = key(None, "gradient norms are clipped to this", gt=0)
     critic: str = key(
@@ -196,7 +196,7 @@ class TD3Config(OffPolicyConfig):
     policy_delay: int = key(2, "updates of the critics for each of the policy", ge=1)
     twin: str = key("min", "the value of both critics: their mean, or the lower one", choices=("mean", "min"))
     min_noise: float = key(0.05, "least standard deviation of exploration, of actions scaled to -1 to 1", ge=0)
-    max_noise: float = key(0.4, "largest one; each world draws its own for an episode", ge=0)
+    max_noise: float = key(0.4, "largest one; each world has its own", ge=0)
     target_noise: float = key(0.2, "standard deviation of the noise on a target's action", ge=0)
     target_noise_clip: float = key(0.5, "bound of that noise", ge=0)
 

@@ -188,7 +188,7 @@ def _export_best(cfg: DictConfig, env: Env, algo: Any, run: Run, log: Log) -> in
     """policy.onnx of the checkpoint that eval and play take as well; its iteration. Its failure costs no training."""
     try:
         state, entry = runs.load_checkpoint(run.path, "best")
-        algo.load_state_dict(state["algo"])
+        algos.take_policy(algo, state)
         export_policy(env, algo, run.path, cfg, checkpoint=entry)
         return entry["iteration"]
     except (UserError, OSError) as e:

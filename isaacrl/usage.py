@@ -131,14 +131,33 @@ def keys(prefix: str = "") -> str:
             full = f"{path}{f.name}"
             if path == "task." and f.name in ALGORITHMS:
                 continue
-            section = ALGORITHMS["ppo"] if full == "algo" else f.type if dataclasses.is_dataclass(f.type) else None
-            if section is not None:
+            section = f.type if dataclasses.is_dataclass(f.type) else None
+            if full == "algo":
+                out.extend(line for name, line in _algorithms(ALGORITHMS) if not prefix or _below(name, prefix))
+            elif section is not None:
                 add(section, full + ".")
-            elif not prefix or full == prefix or full.startswith(prefix + "."):
+            elif not prefix or _below(full, prefix):
                 out.append(_line(full, f))
 
     add(Config, "")
     return "\n".join(out)
+
+
+def _below(key: str, prefix: str) -> bool:
+    return key == prefix or key.startswith(prefix + ".")
+
+
+def _algorithms(schemas: dict[str, type]) -> list[tuple[str, str]]:
+    """(key, line) of the algorithms' keys; what not all of them have alike says whose it is."""
+    owners: dict[tuple[str, str], list[str]] = {}
+    for algorithm, schema in schemas.items():
+        for f in dataclasses.fields(schema):
+            owners.setdefault((f"algo.{f.name}", _line(f"algo.{f.name}", f)), []).append(algorithm)
+    lines = []
+    for (name, line), names in owners.items():
+        whose = "" if len(names) == len(schemas) else f"   (algo={', '.join(names)})"
+        lines.append((name, line + whose))
+    return lines
 
 
 def _line(name: str, f: dataclasses.Field) -> str:

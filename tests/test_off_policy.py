@@ -241,6 +241,21 @@ def test_iterations_learn_after_the_warm_up_and_report(algo):
     assert {"entropy", "alpha", "std"} <= third.keys() or algo == "td3"
 
 
+@pytest.mark.parametrize("algo", ["sac", "td3"])
+def test_compiled_steps_learn_the_same(algo):
+    """What a GPU captures, with kernels compiled for this CPU: the same metrics and the same buffer."""
+    results = []
+    for fused in (False, True):
+        env, agent_ = agent(algo, "num_envs=11", task="go2_flat")
+        env.fused = fused
+        results.append((trained(env, agent_, 4), agent_.buffer.tensors()))
+    (plain, buffer), (compiled, other) = results
+    for name, x in buffer.items():
+        torch.testing.assert_close(other[name], x, rtol=1e-3, atol=1e-3)
+    for a, b in zip(plain, compiled):
+        assert a == pytest.approx(b, rel=0.02, abs=1e-3)
+
+
 def test_an_update_to_data_ratio_counts_transitions():
     env, agent_ = agent("sac", "algo.utd=0.3")  # 2.4 updates a step of 8 worlds
     trained(env, agent_, 3)
@@ -301,7 +316,7 @@ def test_values_are_those_of_a_problem_that_is_known(algo, critic):
     gamma, states = 0.9, torch.eye(3)
     schema = SACConfig if algo == "sac" else TD3Config
     changes = {"hidden": [64], "critic": critic, "gamma": gamma, "lr": 3e-3, "v_max": 4.0, "tau": 0.05}
-    changes |= {"normalize_obs": False, "normalize_reward": False, "layer_norm": False, "batch_size": 256}
+    changes |= {"normalize_obs": False, "normalize_reward": False, "layer_norm": False, "batch_size": 256, "n_step": 1}
     changes |= {"alpha": 1e-4, "tune_alpha": False} if algo == "sac" else {"target_noise": 0.0}
     cfg = OmegaConf.merge(OmegaConf.structured(schema), changes)
     task = SimpleNamespace(num_actions=1, action_bounds=lambda s: torch.ones(1))

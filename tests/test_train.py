@@ -18,25 +18,30 @@ from isaacrl.errors import UserError
 from isaacrl.evaluate import run_episodes, statistics
 from isaacrl.train import resume, train
 
-TINY = [
-    "num_envs=16",
-    "algo.num_steps=8",
-    "algo.minibatches=2",
-    "algo.epochs=2",
-    "algo.hidden=[16]",
-    "device=cpu",
-    "logger.console=none",
-]
+TINY = ["num_envs=16", "algo.num_steps=8", "algo.hidden=[16]", "device=cpu", "logger.console=none"]
+OFF_POLICY = ["algo.warmup=8", "algo.updates=1", "algo.save_buffer=true"]
+OF_ALGORITHM = {"ppo": ["algo.minibatches=2", "algo.epochs=2"], "sac": OFF_POLICY, "td3": OFF_POLICY}
+EACH_ALGORITHM = pytest.mark.parametrize("algo", list(OF_ALGORITHM))
 
 
-def config(outputs: Path, *overrides: str, task="cartpole"):
-    return compose([f"task={task}", *TINY, f"outputs={outputs}", *overrides])
+def config(outputs: Path, *overrides: str, task="cartpole", algo="ppo"):
+    given = [f"task={task}", f"algo={algo}", *TINY, *OF_ALGORITHM[algo], f"outputs={outputs}"]
+    return compose([*given, *overrides])
 
 
-@pytest.mark.parametrize("engine", ["mujoco", "mjwarp", "warp"])
-@pytest.mark.parametrize("task", ["cartpole", "cartpole_swingup"])
-def test_every_task_and_algorithm_trains_on_every_cpu_engine(tmp_path, task, engine):
-    summary = train(config(tmp_path, "algo.iterations=2", f"sim.engine={engine}", task=task))
+@pytest.mark.parametrize(
+    ("task", "engine", "algo"),
+    [
+        *(
+            (task, engine, "ppo")
+            for task in ("cartpole", "cartpole_swingup")
+            for engine in ("mujoco", "mjwarp", "warp")
+        ),
+        *(("go2_flat", "mujoco", algo) for algo in ("sac", "td3")),
+    ],
+)
+def test_every_task_and_algorithm_trains_on_every_cpu_engine(tmp_path, task, engine, algo):
+    summary = train(config(tmp_path, "algo.iterations=2", f"sim.engine={engine}", task=task, algo=algo))
     assert summary["iterations"] == 2
     rows = [json.loads(x) for x in (Path(summary["run"]) / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(v) for r in rows for v in r.values() if v is not None)
@@ -116,10 +121,11 @@ def same(a, b) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def test_n_resume_m_equals_n_plus_m_bit_for_bit(tmp_path):
+@EACH_ALGORITHM
+def test_n_resume_m_equals_n_plus_m_bit_for_bit(tmp_path, algo):
     """Weights, moments, normalizers, environment, simulation, term memory and metrics, in fresh objects."""
-    whole = Path(train(config(tmp_path / "a", "algo.iterations=9", *FULL))["run"])
-    part = Path(train(config(tmp_path / "b", "algo.iterations=4", *FULL))["run"])
+    whole = Path(train(config(tmp_path / "a", "algo.iterations=9", *FULL, algo=algo))["run"])
+    part = Path(train(config(tmp_path / "b", "algo.iterations=4", *FULL, algo=algo))["run"])
     resume(part, load_stored(part / "config.yaml", ["algo.iterations=9"]))
     a, b = (runs.load_checkpoint(p, "latest")[0] for p in (whole, part))
     for key in ("algo", "env"):
@@ -198,23 +204,24 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path):
     assert len(metrics.read_text().splitlines()) == stopped + 2
 
 
-def test_exported_policy_acts_as_the_environment_did(tmp_path):
+@EACH_ALGORITHM
+def test_exported_policy_acts_as_the_environment_did(tmp_path, algo):
     """Scales, clips, history and normalizer are inside: onnxruntime on raw observations gives the joint targets."""
     import onnxruntime
 
     scaled = ["task.observations.policy.joint_pos.scale=2.0", "task.observations.policy.joint_vel.clip=1.5", *FULL]
-    cfg = config(tmp_path, "algo.iterations=3", *scaled)
+    cfg = config(tmp_path, "algo.iterations=3", *scaled, algo=algo)
     path = Path(train(cfg)["run"])
     contract = json.loads((path / "policy.json").read_text())
     assert contract["parity"]["max_abs_error"] < 1e-5 and contract["parity"]["resets"] > 0
     session = onnxruntime.InferenceSession(path / "policy.onnx", providers=["CPUExecutionProvider"])
     assert json.loads(session.get_modelmeta().custom_metadata_map["isaacrl"])["output"] == contract["output"]
     env = Env(cfg)
-    algo, _ = algos.load(env, cfg, path, "latest")
+    agent, _ = algos.load(env, cfg, path, "latest")
     for _ in range(30):
         raw = env.groups[0].raw.numpy().copy()
         target, action = session.run(None, {"obs": raw})
-        ours = algo.act(env.obs["policy"])
+        ours = agent.act(env.obs["policy"])
         _, _, _, _, info = env.step(ours)
         np.testing.assert_allclose(target, info["target"].numpy(), atol=1e-5)
         np.testing.assert_allclose(action, ours.numpy(), atol=1e-5)
@@ -266,8 +273,9 @@ def test_confidence_interval_by_hand():
     assert s["mean"] == 2.5 and s["ci95_low"] == pytest.approx(2.5 - half) and s["max"] == 4.0
 
 
-def test_eval_and_play_through_the_command_line(tmp_path, capsys):
-    run = train(config(tmp_path, "algo.iterations=1"))["run"]
+@EACH_ALGORITHM
+def test_eval_and_play_through_the_command_line(tmp_path, capsys, algo):
+    run = train(config(tmp_path, "algo.iterations=1", algo=algo))["run"]
     assert cli.main(["eval", f"run={run}", "episodes=30", "device=cpu"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "solved: no"
     result = json.loads((Path(run) / "eval.json").read_text())

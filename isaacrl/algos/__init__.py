@@ -55,5 +55,10 @@ def load(env: Any, cfg: DictConfig, run: Path, which: str) -> tuple[Any, dict[st
     state, entry = runs.load_checkpoint(run, which)
     check_signature(state["signature"], env)
     algo = build(env, cfg)
-    algo.load_state_dict(state["algo"])
+    take_policy(algo, state)
     return algo, entry
+
+
+def take_policy(algo: Any, state: dict[str, Any]) -> None:
+    """Restore a checkpoint in order to act: without what only learning needs and takes room for."""
+    algo.load_state_dict(state["algo"] | {"buffer": None})

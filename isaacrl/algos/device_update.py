@@ -17,7 +17,7 @@ from torch import Tensor
 
 from isaacrl.algos import device_kernels
 from isaacrl.algos.device_networks import FusedNetworks, Networks, padded
-from isaacrl.algos.networks import Adam, FlatParameters, Normalizer
+from isaacrl.algos.networks import Adam, FlatParameters, Normalizer, matmul_precision
 from isaacrl.sim.streams import Launcher
 
 METRICS = ("loss/policy", "loss/value", "entropy", "kl", "clip_fraction", "grad_norm", "skipped_updates")
@@ -115,13 +115,9 @@ class DeviceUpdate:
     def _ready(self) -> Iterator[None]:
         """Kernels on torch's current stream, products in the precision asked for."""
         self.prepare()
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest" if self.cfg.precision == "float32" else "high")
-        try:
-            with torch.no_grad(), self._launcher.stream():
-                yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+        precision = matmul_precision("highest" if self.cfg.precision == "float32" else "high")
+        with precision, torch.no_grad(), self._launcher.stream():
+            yield
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:

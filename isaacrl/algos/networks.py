@@ -1,8 +1,9 @@
 """What the algorithms share: networks on one flat parameter buffer, Adam, and running normalizers."""
 
+import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -33,6 +34,17 @@ def mlp(sizes: Sequence[int], activation: str, last_gain: float, layer_norm: boo
         norm = [nn.LayerNorm(n_out)] if layer_norm else []
         layers += [linear] if last else [linear, *norm, ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
+
+
+@contextlib.contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Products of float32 matrices on a GPU in this precision: "highest", or "high" for TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class FlatParameters:

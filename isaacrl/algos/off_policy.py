@@ -8,7 +8,6 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from isaacrl.algos.networks import ACTIVATIONS, Adam, FlatParameters, Normalizer, mlp
+from isaacrl.algos.networks import ACTIVATIONS, Adam, FlatParameters, Normalizer, matmul_precision, mlp
 from isaacrl.algos.replay import Batch, Replay, capacity
 from isaacrl.fuse import trace
 from isaacrl.timer import Timer
@@ -266,29 +265,26 @@ class OffPolicy:
         """A step of all worlds and so many updates."""
         phase = self.updates % self.cfg.policy_delay if count else 0
         self.updates += count
-        if (count, phase) in self._graphs:
-            self._graphs[count, phase].replay()
-            self.env.state.refresh()
+        if not self.env.fused or self.device == "cpu":
+            self._body(count, phase, timer)
             return
-        if self.env.fused and torch.cuda.is_available() and not torch.cuda.is_current_stream_capturing():
-            self._graphs[count, phase] = self._capture(lambda: self._body(count, phase, timer), timer)
-            self._graphs[count, phase].replay()
-            self.env.state.refresh()
-            return
-        self._body(count, phase, timer)
+        if (count, phase) not in self._graphs:
+            self._graphs[count, phase] = self._capture(count, phase, timer)
+        self._graphs[count, phase].replay()
+        self.env.state.refresh()
 
     def _body(self, count: int, phase: int, timer: Timer) -> None:
-        if self._program is not None:
+        if self._program is None:
+            self._collect()
+        else:
             self._program()
             self.env.state.refresh()
-        else:
-            self._collect()
         with timer("update"):
             for i in range(count):
                 self._update((phase + i + 1) % self.cfg.policy_delay == 0)
 
     def prepare(self, timer: Timer) -> None:
-        """On a GPU: compile a step and capture it as CUDA graphs. Nothing is simulated or learned."""
+        """On a GPU: compile a step. Nothing is simulated or learned. Each kind of step is captured when it is due."""
         if self._program is not None or not self.env.fused:
             return
         self._allocate()
@@ -296,24 +292,21 @@ class OffPolicy:
         state = self.env.state_dict(), self.state_dict()
         enabled, timer.enabled = timer.enabled, False
         self._program, _ = self.env.compiled(self._collect)
-        for _ in range(self.cfg.policy_delay):  # what a capture must not do for the first time
-            self._update(True)
+        self._update(True)  # what a capture must not do for the first time
         timer.enabled = enabled
-        counts = {
-            math.floor((t + 1) * self.per_step) - math.floor(t * self.per_step) for t in range(self.cfg.num_steps)
-        }
-        for count in {0, *counts}:
-            self._graphs[count, 0] = self._capture(lambda n=count: self._body(n, 0, timer), timer)
         self.env.load_state_dict(state[0])
         self.load_state_dict(state[1])
         self.capture_seconds = time.perf_counter() - began - (self.env.compile_seconds - compiled)
 
-    def _capture(self, body: Callable[[], None], timer: Timer) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
+    def _capture(self, count: int, phase: int, timer: Timer) -> torch.cuda.CUDAGraph:
+        """A step with so many updates as a CUDA graph. The first one with updates carries the timer's marks for all."""
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
         graph.register_generator_state(self.generator)
-        stream = torch.cuda.Stream(self.device)
+        enabled, marked = timer.enabled, any(n for n, _ in self._graphs)
+        timer.enabled, timer.weight = enabled and count > 0 and not marked, float(self.cfg.num_steps)
         with timer.captured(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            body()
+            self._body(count, phase, timer)
+        timer.enabled, timer.weight = enabled, 1.0
         return graph
 
     @torch.no_grad()
@@ -351,11 +344,13 @@ class OffPolicy:
 
     def _update(self, policy_too: bool) -> None:
         """One update of the critics, and of the policy if it is its turn."""
-        with torch.no_grad():
-            batch = self._prepared(self.buffer.sample(self.batch_size, self.cfg.n_step, self.cfg.gamma, self.generator))
-        metrics = self.update_critics(batch)
-        if policy_too:
-            metrics |= self.update_policy(batch)
+        with matmul_precision("high"), torch.enable_grad():
+            with torch.no_grad():
+                sample = self.buffer.sample(self.batch_size, self.cfg.n_step, self.cfg.gamma, self.generator)
+                batch = self._prepared(sample)
+            metrics = self.update_critics(batch)
+            if policy_too:
+                metrics |= self.update_policy(batch)
         with torch.no_grad():
             self.target_params.value.lerp_(self.critic_params.value, self.cfg.tau)
             for i, name in enumerate(self.METRICS):
