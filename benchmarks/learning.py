@@ -5,7 +5,7 @@
 
 For each task and seed: `isaacrl train`, then `isaacrl eval` of the best checkpoint (512 episodes). Writes the verdict,
 the training seconds, the wall-clock of the whole command and the learning curves to
-results/learning_<task>_<device>.json. `python benchmarks/plot_learning.py` draws them.
+results/learning_<task>_<device>.json, learning_<task>_sac_<device>.json with `--set algo=sac`. `python benchmarks/plot_learning.py` draws them.
 """
 
 import argparse
@@ -61,6 +61,8 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of every training")
     args = parser.parse_args()
+    algo = next((x.partition("=")[2] for x in args.set if x.startswith("algo=")), "ppo")
+    suffix = "" if algo == "ppo" else f"_{algo}"
     for task in args.tasks:
         with tempfile.TemporaryDirectory() as outputs:
             runs = []
@@ -72,4 +74,4 @@ if __name__ == "__main__":
                     "max_training_s": max(r["training_s"] for r in runs),
                     "runs": runs,
                 }
-                write(f"learning_{task}_{args.device}", result)
+                write(f"learning_{task}{suffix}_{args.device}", result)

@@ -274,8 +274,9 @@ def main() -> None:
             args.child.write_text(json.dumps({"machine": machine(), "run": result}))
             return
         began = False
+        algo = next((x.partition("=")[2] for x in args.set if x.startswith("algo=")), "ppo")
         for task in args.tasks:
-            runs = []
+            runs, entry = [], task if algo == "ppo" else f"{task}, {algo}"
             for seed in args.seeds:
                 if args.in_process:
                     found = {"run": run_seed(task, seed, args, fresh=not began), "machine": machine()}
@@ -284,7 +285,7 @@ def main() -> None:
                     found = in_a_process(task, seed, args)
                 runs.append(found["run"])
                 print(line(task, found["run"]), flush=True)
-                merge(args.out, task, {"machine": found["machine"], **summary(task, runs, args), "runs": runs})
+                merge(args.out, entry, {"machine": found["machine"], **summary(task, runs, args), "runs": runs})
     except UserError as e:
         sys.exit(f"error: {e}")
     try:

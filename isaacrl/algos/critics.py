@@ -1,0 +1,139 @@
+"""Two critics in one, and the scale of rewards that they learn in.
+
+Shapes: E worlds, B samples, K atoms of a categorical critic.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isaacrl.algos.networks import ACTIVATIONS, Normalizer
+
+
+class Twins(nn.Module):
+    """Two multilayer perceptrons as one: [B, n] or [2, B, n] -> [2, B, m], by batched products."""
+
+    def __init__(self, sizes: list[int], activation: str, layer_norm: bool):
+        super().__init__()
+        self.activation, self.layer_norm = ACTIVATIONS[activation](), layer_norm
+        layers = list(itertools.pairwise(sizes))
+        bounds = [1.0 / math.sqrt(n) for n, _ in layers]  # as torch.nn.Linear starts
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.empty(2, n, m).uniform_(-b, b)) for (n, m), b in zip(layers, bounds)
+        )
+        self.biases = nn.ParameterList(
+            nn.Parameter(torch.empty(2, 1, m).uniform_(-b, b)) for (_, m), b in zip(layers, bounds)
+        )
+        hidden = sizes[1:-1] if layer_norm else []
+        self.gains = nn.ParameterList(nn.Parameter(torch.ones(2, 1, m)) for m in hidden)
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(2, 1, m)) for m in hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.expand(2, *x.shape[-2:])
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            x = torch.baddbmm(bias, x, weight)
+            if i < last:
+                if self.layer_norm:
+                    x = torch.addcmul(self.shifts[i], F.layer_norm(x, x.shape[-1:]), self.gains[i])
+                x = self.activation(x)
+        return x
+
+
+class Critics(nn.Module):
+    """Two critics of observations and actions.
+
+    Categorical: K logits over returns `atoms`, -v_max to v_max (Bellemare et al. 2017, arXiv:1707.06887); else a mean.
+    """
+
+    atoms: Tensor
+
+    def __init__(self, num_obs: int, num_actions: int, cfg: Any):
+        super().__init__()
+        self.categorical, self.lower, self.v_max = cfg.critic == "categorical", cfg.twin == "min", cfg.v_max
+        outputs = cfg.atoms if self.categorical else 1
+        hidden = cfg.critic_hidden or cfg.hidden
+        self.net = Twins([num_obs + num_actions, *hidden, outputs], cfg.activation, cfg.layer_norm)
+        self.register_buffer("atoms", torch.linspace(-cfg.v_max, cfg.v_max, cfg.atoms))
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Outputs [2, B, K or 1]."""
+        return self.net(torch.cat((obs, action), dim=-1))
+
+    def values(self, out: Tensor) -> Tensor:
+        """Both values [2, B]."""
+        return out.softmax(dim=-1) @ self.atoms if self.categorical else out[..., 0]
+
+    def value(self, out: Tensor) -> Tensor:
+        """One value of both, [B]."""
+        values = self.values(out)
+        return values.amin(dim=0) if self.lower else values.mean(dim=0)
+
+    def target(self, out: Tensor, reward: Tensor, discount: Tensor, bonus: Tensor | float = 0.0) -> Tensor:
+        """What both critics are to predict: reward + discount * (value - bonus), [B, K] probabilities or [B] values."""
+        if not self.categorical:
+            return reward + discount * (self.value(out) - bonus)
+        probability = out.softmax(dim=-1)
+        if self.lower:
+            first = (probability @ self.atoms).diff(dim=0)[
+                0
+            ] >= 0.0  # whether the first critic's value is the lower one
+            probability = torch.where(first[:, None], probability[0], probability[1])
+        else:
+            probability = probability.mean(dim=0)
+        moved = self.atoms - (bonus[:, None] if isinstance(bonus, Tensor) else bonus)
+        return project(probability, reward[:, None] + discount[:, None] * moved, self.v_max)
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy or half the squared error: the sum of both critics', each the mean over samples."""
+        if self.categorical:
+            return -(target * out.log_softmax(dim=-1)).sum(dim=-1).mean(dim=1).sum()
+        return 0.5 * (out[..., 0] - target).square().mean(dim=1).sum()
+
+
+def project(probability: Tensor, at: Tensor, v_max: float) -> Tensor:
+    """Probabilities [B, K] of returns `at` [B, K], shared out among the two nearest of K atoms from -v_max to v_max."""
+    k = probability.shape[-1]
+    place = (at.clamp(-v_max, v_max) + v_max) * ((k - 1) / (2.0 * v_max))  # 0 to K - 1
+    low = place.floor().clamp(max=k - 2)
+    upper = place - low
+    low = torch.nan_to_num(low).long()  # what is not finite stays so in its share, and in the loss
+    out = torch.zeros_like(probability)
+    out.scatter_add_(-1, low, probability * (1.0 - upper))
+    return out.scatter_add_(-1, low + 1, probability * upper)
+
+
+# --- rewards ---------------------------------------------------------------------------------------------------------
+
+
+class RewardScale(nn.Module):
+    """What rewards are divided by, so that returns have a standard deviation of 1 at most and none is beyond v_max.
+
+    From running returns of all worlds, as SimbaV2 does (Lee et al. 2025, arXiv:2502.15280, section 4.3).
+    """
+
+    running: Tensor
+    largest: Tensor
+
+    def __init__(self, num_envs: int, gamma: float, v_max: float):
+        super().__init__()
+        self.gamma, self.v_max = gamma, v_max
+        self.register_buffer("running", torch.zeros(num_envs))  # each world's discounted return so far
+        self.register_buffer("largest", torch.zeros(()))
+        self.moments = Normalizer(1)
+
+    @torch.no_grad()
+    def update(self, reward: Tensor, done: Tensor) -> None:
+        """After a step of all worlds, [E]."""
+        self.running.mul_(self.gamma).add_(reward)
+        self.moments.update(self.running[:, None])
+        self.largest.copy_(torch.maximum(self.largest, self.running.abs().amax()))
+        self.running.masked_fill_(done, 0.0)
+
+    def forward(self, reward: Tensor) -> Tensor:
+        scale = torch.maximum(torch.sqrt(self.moments.var[0] + 1e-8), self.largest / self.v_max)
+        return reward / scale.clamp(min=1e-6)
