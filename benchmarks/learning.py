@@ -5,7 +5,8 @@
 
 For each task and seed: `isaacrl train`, then `isaacrl eval` of the best checkpoint (512 episodes). Writes the verdict,
 the training seconds, the wall-clock of the whole command and the learning curves to
-results/learning_<task>_<device>.json, learning_<task>_sac_<device>.json with `--set algo=sac`. `python benchmarks/plot_learning.py` draws them.
+results/learning_<task>_<device>.json, with `--set algo=sac` to learning_<task>_sac_<device>.json.
+`python benchmarks/plot_learning.py` draws them.
 """
 
 import argparse
