@@ -29,7 +29,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does, bef
 
 import numpy as np
 import torch
-from common import write
+from common import RESULTS, machine, text_of
 
 from isaacrl import algos
 from isaacrl.config import compose
@@ -63,7 +63,7 @@ CLASSIC = {
     "num_steps": 8,
 }
 SETTINGS = {"num_envs": 16}  # and what isaacrl takes without being asked
-POINTS = 10  # evaluations of a training
+EVERY = 2500  # samples between evaluations
 WORLDS = 32
 
 
@@ -132,6 +132,10 @@ class Theirs:
         return torch.from_numpy(self.algo.predict(obs.numpy(), deterministic=True)[0])
 
 
+def save(name: str, result: dict[str, Any]) -> None:
+    (RESULTS / f"{name}.json").write_text(text_of({"machine": machine(), **result}))
+
+
 def equality(num_envs: int = 8, steps: int = 100) -> dict[str, Any]:
     """The largest differences between both environments from the same states under the same actions.
 
@@ -157,7 +161,7 @@ def equality(num_envs: int = 8, steps: int = 100) -> dict[str, Any]:
     limit = gymnasium.spec("HalfCheetah-v5").max_episode_steps
     if max(worst.values()) > 1e-6 or env.max_episode_steps != limit:
         sys.exit(f"the environments differ: {worst}, steps an episode {env.max_episode_steps} and {limit}")
-    return {"steps": steps, "worlds": num_envs, "largest_difference": worst}
+    return {"steps": steps, "worlds": num_envs, "largest_difference": {k: float(v) for k, v in worst.items()}}
 
 
 def speed(seconds: float) -> dict[str, Any]:
@@ -184,13 +188,12 @@ def speed(seconds: float) -> dict[str, Any]:
 
 def learn(run: Any, judge: Judge, steps: int, until: float | None = None) -> list[list[float]]:
     """Train for so many samples, or until a return is reached: (samples, seconds of training, return)."""
-    curve, done, spent, points = [], 0, 0.0, 0
+    curve, done, spent = [], 0, 0.0
     while done < steps:
         began = time.perf_counter()
         run.iterate()
         spent, done = spent + time.perf_counter() - began, done + run.samples
-        if done * POINTS >= (points + 1) * steps or done >= steps:
-            points = done * POINTS // steps
+        if done // EVERY > (done - run.samples) // EVERY or done >= steps:
             curve.append([done, round(spent, 2), round(judge(run.act), 1)])
             if until is not None and curve[-1][2] >= until:
                 break
@@ -206,31 +209,31 @@ def compared(a: list[float], b: list[float]) -> dict[str, Any]:
     return {"mean_and_standard_error": numbers, "t": round(t, 2), "within_noise": abs(t) < 2.3}
 
 
-def learning(seeds: int, steps: int, most: int) -> dict[str, Any]:
+def learning(seeds: int, steps: int, save: Any) -> None:
+    """Part 2's and part 3's trainings; save(result) after each."""
     judge = Judge()
     runs: dict[str, list[Any]] = {"isaacrl_classic": [], "sb3": [], "isaacrl": []}
+    out: dict[str, Any] = {"samples": steps, "curves": runs}
     for seed in range(seeds):
         runs["sb3"].append(learn(Theirs(seed), judge, steps))
         runs["isaacrl_classic"].append(learn(Ours(seed, 16, CLASSIC), judge, steps))
         print(f"seed {seed}: " + ", ".join(f"{k} {v[-1][-1]}" for k, v in runs.items() if v), flush=True)
-    goal = statistics.fmean(c[-1][2] for c in runs["sb3"])
-    settings = {k: v for k, v in SETTINGS.items() if k != "num_envs"}
-    for seed in range(seeds):
-        runs["isaacrl"].append(learn(Ours(seed, SETTINGS["num_envs"], settings), judge, most, until=goal))
-        print(f"seed {seed}, own settings: {runs['isaacrl'][-1][-1]}", flush=True)
-    theirs = statistics.fmean(c[-1][1] for c in runs["sb3"])
-    ours = [c[-1][1] if c[-1][2] >= goal else None for c in runs["isaacrl"]]
-    out: dict[str, Any] = {
-        "samples": steps,
-        "goal": round(goal, 1),
-        "sb3_seconds": round(theirs, 1),
-        "isaacrl_seconds": ours,
-    }
-    if None not in ours:
-        out["sooner"] = round(theirs / statistics.fmean(x for x in ours if x is not None), 2)
+        save(out)
     if seeds > 1:
         out["classic"] = compared(*([c[-1][2] for c in runs[k]] for k in ("isaacrl_classic", "sb3")))
-    return out | {"curves": runs}
+    goal = statistics.fmean(c[-1][2] for c in runs["sb3"])
+    theirs = statistics.fmean(c[-1][1] for c in runs["sb3"])
+    out |= {"goal": round(goal, 1), "sb3_seconds": round(theirs, 1), "isaacrl_seconds": []}
+    settings = {k: v for k, v in SETTINGS.items() if k != "num_envs"}
+    for seed in range(seeds):
+        curve = learn(Ours(seed, SETTINGS["num_envs"], settings), judge, 4 * steps, until=goal)
+        runs["isaacrl"].append(curve)
+        print(f"seed {seed}, by default: {curve[-1]}", flush=True)
+        out["isaacrl_seconds"].append(curve[-1][1] if curve[-1][2] >= goal else None)
+        save(out)
+    if None not in out["isaacrl_seconds"]:
+        out["sooner"] = round(theirs / statistics.fmean(out["isaacrl_seconds"]), 2)
+    save(out)
 
 
 if __name__ == "__main__":
@@ -239,10 +242,9 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20_000, help="samples of a training")
     args = parser.parse_args()
+    name = "versus_sb3_sac" + ("_quick" if args.quick else "")
     result: dict[str, Any] = {"equality": equality()}
-    print(result["equality"])
     result["speed"] = speed(10.0 if args.quick else 90.0)
-    print(result["speed"], flush=True)
+    print(result["equality"], result["speed"], flush=True)
     seeds, steps = (1, 3_000) if args.quick else (args.seeds, args.steps)
-    result["learning"] = learning(seeds, steps, 40 * steps)
-    write("versus_sb3_sac" + ("_quick" if args.quick else ""), result)
+    learning(seeds, steps, lambda found: save(name, result | {"learning": found}))
