@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import statistics
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,15 @@ def machine() -> dict[str, Any]:
         "commit": git.get("commit"),
         "uncommitted_changes": git.get("dirty"),
     } | {p: version(p) for p in packages}
+
+
+def compared(values: dict[str, list[float]]) -> dict[str, Any]:
+    """Two sides' means and standard errors over seeds, and whether they differ (Welch's t)."""
+    error = {k: statistics.stdev(v) / len(v) ** 0.5 for k, v in values.items()}
+    mean = {k: statistics.fmean(v) for k, v in values.items()}
+    first, second = values
+    t = (mean[first] - mean[second]) / (error[first] ** 2 + error[second] ** 2) ** 0.5
+    return {"mean_return": mean, "standard_error": error, "t": round(t, 2), "within_noise": abs(t) < 2.3}
 
 
 def write(name: str, result: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does, bef
 import mujoco
 import numpy as np
 import torch
-from common import write
+from common import compared, write
 
 from isaacrl import algos
 from isaacrl.config import compose
@@ -240,10 +240,7 @@ def learning(setting: tuple[int, int, int, int], seeds: int, steps: int) -> dict
     out: dict[str, Any] = {"samples": steps, "runs": runs}
     values = {k: [r["return"] for r in v if r["return"] is not None] for k, v in runs.items()}
     if min(len(v) for v in values.values()) > 1:
-        error = {k: statistics.stdev(v) / len(v) ** 0.5 for k, v in values.items()}
-        mean = {k: statistics.fmean(v) for k, v in values.items()}
-        t = (mean["isaacrl"] - mean["sb3"]) / (error["isaacrl"] ** 2 + error["sb3"] ** 2) ** 0.5
-        out |= {"mean_return": mean, "standard_error": error, "t": round(t, 2), "within_noise": abs(t) < 2.3}
+        out |= compared(values)
     return out
 
 

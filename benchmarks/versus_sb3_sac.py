@@ -29,7 +29,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does, bef
 
 import numpy as np
 import torch
-from common import RESULTS, machine, text_of
+from common import RESULTS, compared, machine, text_of
 
 from isaacrl import algos
 from isaacrl.config import compose
@@ -200,15 +200,6 @@ def learn(run: Any, judge: Judge, steps: int, until: float | None = None) -> lis
     return curve
 
 
-def compared(a: list[float], b: list[float]) -> dict[str, Any]:
-    """Means, standard errors, and whether they differ (Welch's t)."""
-    error = [statistics.stdev(x) / len(x) ** 0.5 for x in (a, b)]
-    mean = [statistics.fmean(x) for x in (a, b)]
-    t = (mean[0] - mean[1]) / (error[0] ** 2 + error[1] ** 2) ** 0.5
-    numbers = dict(zip(("isaacrl", "sb3"), ([round(m, 1), round(e, 1)] for m, e in zip(mean, error))))
-    return {"mean_and_standard_error": numbers, "t": round(t, 2), "within_noise": abs(t) < 2.3}
-
-
 def learning(seeds: int, steps: int, save: Any) -> None:
     """Part 2's and part 3's trainings; save(result) after each."""
     judge = Judge()
@@ -220,7 +211,7 @@ def learning(seeds: int, steps: int, save: Any) -> None:
         print(f"seed {seed}: " + ", ".join(f"{k} {v[-1][-1]}" for k, v in runs.items() if v), flush=True)
         save(out)
     if seeds > 1:
-        out["classic"] = compared(*([c[-1][2] for c in runs[k]] for k in ("isaacrl_classic", "sb3")))
+        out["classic"] = compared({k: [c[-1][2] for c in runs[k]] for k in ("isaacrl_classic", "sb3")})
     goal = statistics.fmean(c[-1][2] for c in runs["sb3"])
     theirs = statistics.fmean(c[-1][1] for c in runs["sb3"])
     out |= {"goal": round(goal, 1), "sb3_seconds": round(theirs, 1), "isaacrl_seconds": []}

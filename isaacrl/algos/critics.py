@@ -79,10 +79,8 @@ class Critics(nn.Module):
             return reward + discount * (self.value(out) - bonus)
         probability = out.softmax(dim=-1)
         if self.lower:
-            first = (probability @ self.atoms).diff(dim=0)[
-                0
-            ] >= 0.0  # whether the first critic's value is the lower one
-            probability = torch.where(first[:, None], probability[0], probability[1])
+            values = probability @ self.atoms
+            probability = torch.where((values[0] <= values[1])[:, None], probability[0], probability[1])
         else:
             probability = probability.mean(dim=0)
         moved = self.atoms - (bonus[:, None] if isinstance(bonus, Tensor) else bonus)

@@ -157,7 +157,7 @@ class DeviceUpdate:
         """The policy's mean actions of obs [n, D], to out [n, A]; with the parameters as they were taken last."""
         with self._ready():
             networks, g = self.actor
-            networks.evaluate(g, self.policy.normalizer, obs, out)
+            networks.evaluate(g, self.policy.normalizer, obs.contiguous(), out)
 
     def take_parameters(self) -> None:
         """Work with the parameters as they are now, whoever has changed them."""
@@ -242,10 +242,10 @@ class DeviceUpdate:
     def minibatch(self, order: Tensor) -> None:
         """One gradient step on the samples [B] int32."""
         first, others = self.networks[0], self.networks[1:]
-        sources = self.inputs * (1 if others or not self.shared else 2)
+        sources = [self.inputs[0], self.inputs[-1]]  # the policy's and the critic's, which may be the same
         for networks in others:
             with self._beside(), self._launcher.stream():
-                networks.forward(order, self.inputs[-1:])
+                networks.forward(order, sources[1:])
         first.forward(order, sources[:1] if others else sources)
         if others:
             self._join()

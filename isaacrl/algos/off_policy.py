@@ -113,6 +113,7 @@ class OffPolicy:
         self.before = {g: torch.zeros_like(env.obs[g]) for g in self.widths}  # what the step under way began with
         self.action = torch.zeros(env.num_envs, self.num_actions, device=self.device)
         self.totals = torch.zeros(len(self.METRICS), device=self.device)
+        self.nothing = torch.zeros((), device=self.device)
 
     # --- one iteration -----------------------------------------------------------------------------------------------
 
@@ -222,9 +223,7 @@ class OffPolicy:
                 metrics |= self.update_policy(batch)
         with torch.no_grad():
             self.target_params.value.lerp_(self.critic_params.value, self.cfg.tau)
-            for i, name in enumerate(self.METRICS):
-                if name in metrics:
-                    self.totals[i] += metrics[name]
+            self.totals += torch.stack([metrics.get(name, self.nothing) for name in self.METRICS])
 
     def _prepared(self, batch: Batch) -> Any:
         """Normalized: obs and critic_obs, next_obs and next_critic_obs [B, D], action, reward, discount."""
@@ -321,16 +320,14 @@ class OffPolicy:
         self.policy_adam.load_state_dict(state["policy_adam"])
         self.critic_adam.load_state_dict(state["critic_adam"])
         self.lr.copy_(state["lr"])
-        self.updates, self.steps = state["updates"], state["steps"]
-        if state["buffer"] is not None and self.cfg.save_buffer:
+        stored = state["buffer"] is not None and self.cfg.save_buffer
+        self.updates, self.steps = state["updates"], state["steps"] if stored else 0
+        if stored:
             self._allocate()
             self.buffer.load_state_dict(state["buffer"])
         elif self.buffer is not None:
             self.buffer.at.zero_()
             self.buffer.filled.zero_()
-            self.steps = 0
-        else:
-            self.steps = 0
         generator = state["generator"].cpu()
         if generator.numel() == self.generator.get_state().numel():  # one of a GPU means nothing on a CPU
             self.generator.set_state(generator)

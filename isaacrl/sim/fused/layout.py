@@ -84,12 +84,14 @@ def plan(
     if processors <= blocks < 3 * processors * most:
         resident = min(range(most, 2 * most // 3, -1), key=lambda n: n * -(-blocks // (processors * n)))
     chosen = int(sizes["NFAST"])
-    for there in range(resident, 0, -1):
-        for fast in range(chosen, min(chosen, LEAST_FAST) - 1, -1):
-            used = _used(sizes, lanes, block, fast)
-            if there * (used + _RESERVED) <= MULTIPROCESSOR:
-                return Plan(lanes, block, there, fast, used)
-    return Plan(lanes, block, 1, chosen, _used(sizes, lanes, block, chosen))
+    least = min(chosen, LEAST_FAST)
+    resident, fast, used = next(  # one block fits: its scratch memory is at most SHARED
+        (there, fast, used)
+        for there in range(resident, 0, -1)
+        for fast in range(chosen, least - 1, -1)
+        if there * ((used := _used(sizes, lanes, block, fast)) + _RESERVED) <= MULTIPROCESSOR
+    )
+    return Plan(lanes, block, resident, fast, used)
 
 
 def _used(sizes: Mapping[str, int | float | str], lanes: int, block: int, fast: int) -> int:
