@@ -163,7 +163,7 @@ class OffPolicyConfig:
         "what critics predict: the distribution of returns, or their mean",
         choices=("categorical", "mean"),
     )
-    atoms: int = key(101, "returns that a categorical critic tells apart", ge=3)
+    atoms: int = key(104, "returns that a categorical critic tells apart; multiples of 8 suit a GPU", ge=3)
     v_max: float = key(
         10.0, "largest return that it tells apart, in units of normalize_reward; the smallest is its negative", gt=0
     )

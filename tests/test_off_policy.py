@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from isaacrl import algos
 from isaacrl.algos import critics as critics_of
+from isaacrl.algos import off_policy_ops as ops
 from isaacrl.algos import replay, sac, td3
 from isaacrl.algos.networks import Adam, FlatParameters
 from isaacrl.config import compose
@@ -152,26 +153,29 @@ def expected(t, e, steps, newest, gamma, terminated, truncated):
 
 @pytest.mark.parametrize("written", [3, 8, 21])  # not yet full, full, gone round
 @pytest.mark.parametrize("steps", [1, 3, 5])
-def test_sums_end_with_the_episode_and_with_the_newest_step(written, steps):
+@pytest.mark.parametrize("kernels", [False, True])
+def test_sums_end_with_the_episode_and_with_the_newest_step(written, steps, kernels, monkeypatch):
+    monkeypatch.setattr(ops, "use", lambda x: kernels)
     terminated, truncated = {(2, 0), (17, 1), (19, 2)}, {(1, 1), (16, 0), (18, 0), (20, 1)}
     buffer = filled(written, terminated=terminated, truncated=truncated)
     rows = min(written, 8)
     assert buffer.filled == rows
     for age in range(rows):
         for e in range(3):
-            batch = buffer.gather(torch.tensor([age]), torch.tensor([e]), steps, 0.9)
+            batch = buffer.transitions(torch.tensor([age]), torch.tensor([e]), steps, 0.9)
+            obs, after = buffer.observed("obs/policy", batch, None)
             t = written - 1 - age
             reward, discount, following = expected(t, e, steps, written - 1, 0.9, terminated, truncated)
-            assert batch.columns["obs/policy"] == 10.0 * t + e and batch.columns["action"] == -t - e
+            assert obs == 10.0 * t + e and buffer.column("action", batch) == -t - e
             assert batch.reward.item() == pytest.approx(reward, rel=1e-6)
             assert batch.discount.item() == pytest.approx(discount, rel=1e-6)
-            assert batch.following["obs/policy"] == following
+            assert after == following
 
 
 def test_samples_are_uniform_over_steps_and_worlds():
     buffer, g, counts = filled(21), torch.Generator().manual_seed(3), torch.zeros(8, 3)
     batch = buffer.sample(48_000, 1, 0.9, g)
-    obs = batch.columns["obs/policy"][:, 0].long()
+    obs = buffer.column("obs/policy", batch)[:, 0].long()
     t, e = obs // 10, obs % 10
     assert t.min() == 13 and t.max() == 20
     counts.index_put_((t - 13, e), torch.ones(len(obs)), accumulate=True)
@@ -243,10 +247,11 @@ def test_iterations_learn_after_the_warm_up_and_report(algo):
 
 
 @pytest.mark.parametrize("algo", ["sac", "td3"])
-def test_compiled_steps_learn_the_same(algo):
+def test_compiled_steps_learn_the_same(algo, monkeypatch):
     """What a GPU captures, with kernels compiled for this CPU: the same metrics and the same buffer."""
     results = []
     for fused in (False, True):
+        monkeypatch.setattr(ops, "use", lambda x, fused=fused: fused)
         env, agent_ = agent(algo, "num_envs=11", task="go2_flat")
         env.fused = fused
         results.append((trained(env, agent_, 4), agent_.buffer.tensors()))

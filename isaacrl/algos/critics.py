@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isaacrl.algos import off_policy_ops as ops
 from isaacrl.algos.networks import ACTIVATIONS, Normalizer
 
 
@@ -36,11 +37,15 @@ class Twins(nn.Module):
         x = x.expand(2, *x.shape[-2:])
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            gain, shift = (self.gains[i], self.shifts[i]) if self.layer_norm and i < last else (None, None)
+            activation = self.activation if i < last else None
+            if ops.use(x):
+                x = ops.layer(x, weight, bias, gain, shift, activation)
+                continue
             x = torch.baddbmm(bias, x, weight)
-            if i < last:
-                if self.layer_norm:
-                    x = torch.addcmul(self.shifts[i], F.layer_norm(x, x.shape[-1:]), self.gains[i])
-                x = self.activation(x)
+            if gain is not None and shift is not None:
+                x = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), gain)
+            x = x if activation is None else activation(x)
         return x
 
 
@@ -57,12 +62,13 @@ class Critics(nn.Module):
         self.categorical, self.lower, self.v_max = cfg.critic == "categorical", cfg.twin == "min", cfg.v_max
         outputs = cfg.atoms if self.categorical else 1
         hidden = cfg.critic_hidden or cfg.hidden
-        self.net = Twins([num_obs + num_actions, *hidden, outputs], cfg.activation, cfg.layer_norm)
+        self.zeros = -(num_obs + num_actions) % 4  # columns beside them: rows of 16 bytes suit tensor cores
+        self.net = Twins([num_obs + num_actions + self.zeros, *hidden, outputs], cfg.activation, cfg.layer_norm)
         self.register_buffer("atoms", torch.linspace(-cfg.v_max, cfg.v_max, cfg.atoms))
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """Outputs [2, B, K or 1]."""
-        return self.net(torch.cat((obs, action), dim=-1))
+        return self.net(torch.cat((obs, action, obs.new_zeros(len(obs), self.zeros)), dim=-1))
 
     def values(self, out: Tensor) -> Tensor:
         """Both values [2, B]."""
@@ -70,6 +76,8 @@ class Critics(nn.Module):
 
     def value(self, out: Tensor) -> Tensor:
         """One value of both, [B]."""
+        if self.categorical and ops.use(out):
+            return ops.expected(out, self.lower, self.v_max)
         values = self.values(out)
         return values.amin(dim=0) if self.lower else values.mean(dim=0)
 
@@ -85,6 +93,19 @@ class Critics(nn.Module):
             probability = probability.mean(dim=0)
         moved = self.atoms - (bonus[:, None] if isinstance(bonus, Tensor) else bonus)
         return project(probability, reward[:, None] + discount[:, None] * moved, self.v_max)
+
+    def bellman(
+        self, out: Tensor, following: Tensor, reward: Tensor, discount: Tensor, bonus: Tensor | float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of outputs with the target of `following`, outputs after a transition; mean value; mean TD error."""
+        if self.categorical and ops.use(out):
+            cost = bonus if isinstance(bonus, Tensor) else None
+            return ops.bellman(out, following, reward, discount, cost, self.lower, self.v_max)
+        target = self.target(following, reward, discount, bonus)
+        with torch.no_grad():
+            values = self.values(out)
+            error = (values - (target @ self.atoms if self.categorical else target)).abs().mean()
+        return self.loss(out, target), values.mean(), error
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         """Cross entropy or half the squared error: the sum of both critics', each the mean over samples."""

@@ -10,6 +10,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from isaacrl.algos import off_policy_ops as ops
+
 ACTIVATIONS = {
     "elu": partial(nn.ELU, inplace=True),
     "relu": partial(nn.ReLU, inplace=True),
@@ -54,7 +56,7 @@ class FlatParameters:
     """
 
     def __init__(self, *modules: nn.Module):
-        params = [p for m in modules for p in m.parameters()]
+        self.parts = params = [p for m in modules for p in m.parameters()]
         self.value = nn.Parameter(torch.cat([p.detach().flatten() for p in params]))
         self.grad = torch.zeros_like(self.value)
         self.value.grad = self.grad
@@ -83,6 +85,9 @@ class Adam:
         grad, (step, mean, mean_sq) = self.param.grad, self.state.values()
         assert grad is not None
         step += finite
+        if ops.use(grad):
+            ops.adam(self.param, grad, mean, mean_sq, step, self.lr, finite)
+            return
         torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
             *([self.param], [grad], [mean], [mean_sq], [], [step]),
             lr=self.lr,

@@ -15,9 +15,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from isaacrl.algos import off_policy_ops as ops
 from isaacrl.algos.critics import Critics, RewardScale
 from isaacrl.algos.networks import Adam, FlatParameters, Normalizer, matmul_precision, mlp
-from isaacrl.algos.replay import Batch, Replay, capacity
+from isaacrl.algos.replay import Replay, capacity
 from isaacrl.fuse import trace
 from isaacrl.timer import Timer
 
@@ -193,7 +194,8 @@ class OffPolicy:
         env.timer.enter("")
 
     def _choose(self) -> None:
-        self.action.copy_(self.explore(self.normalized("policy", self.before["policy"])))
+        obs, normalizer = self.before["policy"], self.normalizers["policy"]
+        self.action.copy_(self.explore(obs if normalizer is None else normalizer(obs)))
 
     def _remember(self, following: dict[str, Tensor], reward: Tensor, terminated: Tensor, truncated: Tensor) -> None:
         columns = {f"obs/{g}": x for g, x in self.before.items()} | {"action": self.action}
@@ -205,9 +207,9 @@ class OffPolicy:
         if self.rewards is not None:
             self.rewards.update(reward, terminated | truncated)
 
-    def normalized(self, group: str, obs: Tensor) -> Tensor:
-        normalizer = self.normalizers[group]
-        return normalizer(obs) if normalizer is not None else obs
+    def network(self, obs: Tensor) -> Tensor:
+        """The policy's outputs [B, n] for normalized observations."""
+        return ops.run(self.deployed.net, obs) if ops.use(obs) else self.deployed.net(obs)
 
     # --- updates -----------------------------------------------------------------------------------------------------
 
@@ -216,8 +218,7 @@ class OffPolicy:
         tf32 = contextlib.nullcontext() if self.device == "cpu" else matmul_precision("high")
         with tf32, torch.enable_grad():
             with torch.no_grad():
-                sample = self.buffer.sample(self.batch_size, self.cfg.n_step, self.cfg.gamma, self.generator)
-                batch = self._prepared(sample)
+                batch = self._sample()
             metrics = self.update_critics(batch)
             if policy_too:
                 metrics |= self.update_policy(batch)
@@ -225,41 +226,36 @@ class OffPolicy:
             self.target_params.value.lerp_(self.critic_params.value, self.cfg.tau)
             self.totals += torch.stack([metrics.get(name, self.nothing) for name in self.METRICS])
 
-    def _prepared(self, batch: Batch) -> Any:
+    def _sample(self) -> Any:
         """Normalized: obs and critic_obs, next_obs and next_critic_obs [B, D], action, reward, discount."""
-        c, f = batch.columns, batch.following
-        obs, next_obs = (self.normalized("policy", x["obs/policy"]) for x in (c, f))
+        sample = self.buffer.sample(self.batch_size, self.cfg.n_step, self.cfg.gamma, self.generator)
+        obs, next_obs = self.buffer.observed("obs/policy", sample, self.normalizers["policy"])
         critic, next_critic = obs, next_obs
         if self.critic_group != "policy":
-            critic, next_critic = (self.normalized("critic", x["obs/critic"]) for x in (c, f))
-        reward = batch.reward if self.rewards is None else self.rewards(batch.reward)
+            critic, next_critic = self.buffer.observed("obs/critic", sample, self.normalizers["critic"])
         return SimpleNamespace(
             obs=obs,
             next_obs=next_obs,
             critic_obs=critic,
             next_critic_obs=next_critic,
-            action=c["action"],
-            reward=reward,
-            discount=batch.discount,
+            action=self.buffer.column("action", sample),
+            reward=sample.reward if self.rewards is None else self.rewards(sample.reward),
+            discount=sample.discount,
         )
 
-    def critic_step(self, batch: Any, target: Tensor) -> dict[str, Tensor]:
-        """Move both critics towards the target."""
+    def critic_step(self, batch: Any, following: Tensor, bonus: Tensor | float = 0.0) -> dict[str, Tensor]:
+        """Move both critics towards reward + discount * (value of `following`, the targets' outputs, - bonus)."""
         out = self.critics(batch.critic_obs, batch.action)
-        loss = self.critics.loss(out, target)
-        norm, finite = self.descend(loss, self.critic_params, self.critic_adam, self.critics)
-        with torch.no_grad():
-            values = self.critics.values(out)
-            wanted = target @ self.critics.atoms if self.critics.categorical else target
-            metrics = {"loss/critic": loss.detach(), "q": values.mean(), "td_error": (values - wanted).abs().mean()}
-        return {k: torch.where(finite, v, 0.0) for k, v in (metrics | {"grad_norm": norm}).items()} | {
-            "skipped_updates": (~finite).float()
-        }
+        loss, value, error = self.critics.bellman(out, following, batch.reward, batch.discount, bonus)
+        norm, finite = self.descend(loss, self.critic_params, self.critic_adam)
+        metrics = {"loss/critic": loss.detach(), "q": value.detach(), "td_error": error, "grad_norm": norm}
+        return {k: torch.where(finite, v, 0.0) for k, v in metrics.items()} | {"skipped_updates": (~finite).float()}
 
-    def descend(self, loss: Tensor, params: FlatParameters, adam: Adam, module: nn.Module) -> tuple[Tensor, Tensor]:
+    def descend(self, loss: Tensor, params: FlatParameters, adam: Adam) -> tuple[Tensor, Tensor]:
         """A step of Adam down the loss, unless it is not finite; (gradient's norm, whether there was a step)."""
-        params.grad.zero_()
-        loss.backward(inputs=list(module.parameters()))
+        with torch.autograd.set_multithreading_enabled(False):  # in this thread, which may capture
+            grads = torch.autograd.grad(loss, params.parts)
+        torch.cat([g.reshape(-1) for g in grads], out=params.grad)
         norm = torch.linalg.vector_norm(params.grad)
         finite = torch.isfinite(norm) & torch.isfinite(loss.detach())
         if self.cfg.max_grad_norm is not None:

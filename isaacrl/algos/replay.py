@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isaacrl.algos import off_policy_ops as ops
+from isaacrl.algos.networks import Normalizer
 from isaacrl.errors import UserError
 
 GIB = 2**30
@@ -16,13 +18,13 @@ SHARE, MOST = 0.2, 8.0  # of a GPU's memory, and GiB, that a buffer takes at mos
 
 
 @dataclass
-class Batch:
-    """Sampled transitions over up to n steps."""
+class Sample:
+    """Sampled transitions over up to n steps; first and last: which of the buffer's capacity * E steps, [B]."""
 
-    columns: dict[str, Tensor]  # of the first step: observations, action, ... [B, n]
-    following: dict[str, Tensor]  # observations after the last step, the true final ones at an episode's end [B, n]
+    first: Tensor
+    last: Tensor
     reward: Tensor  # discounted sum [B]
-    discount: Tensor  # of the value of `following`: gamma^steps, 0 where the episode terminated [B]
+    discount: Tensor  # of the value after the last step: gamma^steps, 0 where the episode terminated [B]
 
 
 class Replay:
@@ -60,7 +62,7 @@ class Replay:
         self.at.copy_((self.at + 1) % self.capacity)
         self.filled.copy_((self.filled + 1).clamp(max=self.capacity))
 
-    def sample(self, size: int, steps: int, gamma: float, generator: torch.Generator) -> Batch:
+    def sample(self, size: int, steps: int, gamma: float, generator: torch.Generator) -> Sample:
         """Transitions of uniformly random steps and worlds, summed over up to `steps` steps.
 
         A sum ends with the episode, and with the newest step: then it has fewer steps.
@@ -69,10 +71,12 @@ class Replay:
         draws = torch.rand(2, size, generator=generator, device=self.device)
         age = (draws[0] * self.filled).long().clamp(max=self.filled - 1)  # 0: the newest
         world = (draws[1] * self.num_envs).long().clamp(max=self.num_envs - 1)
-        return self.gather(age, world, steps, gamma)
+        return self.transitions(age, world, steps, gamma)
 
-    def gather(self, age: Tensor, world: Tensor, steps: int, gamma: float) -> Batch:
+    def transitions(self, age: Tensor, world: Tensor, steps: int, gamma: float) -> Sample:
         """`sample` of given steps (0: the newest one) and worlds, [B]."""
+        if ops.use(age):
+            return Sample(*ops.transitions(self, age, world, steps, gamma))
 
         def place(k: Tensor | int) -> Tensor:  # k steps later
             return (self.at - 1 - age + k) % self.capacity * self.num_envs + world
@@ -91,12 +95,22 @@ class Replay:
             discount = torch.where(going, gamma * discount, discount)
             last = torch.where(going, index, last)
             going = going & ~(of(self.terminated, index) | of(self.truncated, index))
-        return Batch(
-            {k: of(x, first) for k, x in self.columns.items()},
-            {k: of(x, last) for k, x in self.following.items()},
-            total,
-            discount * ~of(self.terminated, last),
-        )
+        return Sample(first, last, total, discount * ~of(self.terminated, last))
+
+    def column(self, name: str, sample: Sample) -> Tensor:
+        """What is stored of the samples' first steps, [B, n]."""
+        return self.columns[name].flatten(0, 1).index_select(0, sample.first)
+
+    def observed(self, name: str, sample: Sample, normalizer: Normalizer | None) -> tuple[Tensor, Tensor]:
+        """Observations before the first and after the last step, the true last ones at an episode's end, normalized."""
+        both = []
+        for x, index in ((self.columns[name], sample.first), (self.following[name], sample.last)):
+            if ops.use(index):
+                both.append(ops.take(x.flatten(0, 1), index, normalizer))
+            else:
+                rows = x.flatten(0, 1).index_select(0, index)
+                both.append(rows if normalizer is None else normalizer(rows))
+        return both[0], both[1]
 
     def tensors(self) -> dict[str, Tensor]:
         """All that is stored, by name."""

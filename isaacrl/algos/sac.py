@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from isaacrl.algos import off_policy_ops as ops
 from isaacrl.algos.off_policy import OffPolicy
 
 LOG_STD = (-5.0, 2.0)  # bounds of the logarithm of the standard deviation
@@ -53,35 +54,30 @@ class SAC(OffPolicy):
             self.learnt.log_alpha = self.log_alpha
         self._finish(self.learnt)
 
-    def distribution(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log_std before the tanh, [..., A], of normalized observations."""
-        mean, log_std = self.deployed.net(obs).chunk(2, dim=-1)
-        return mean, log_std.clamp(*LOG_STD)
-
-    def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions and the logarithms of their densities."""
-        mean, log_std = self.distribution(obs)
+    def sample(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions [B, A] of normalized observations, the logarithms of their densities, and log_std before the tanh."""
+        out = self.network(obs)
+        mean, log_std = out.chunk(2, dim=-1)
         noise = torch.empty_like(mean).normal_(generator=self.generator)
-        return squashed(mean, log_std, noise)
+        log_std = log_std.clamp(*LOG_STD)
+        action, log_prob = ops.squash(out, noise, LOG_STD) if ops.use(out) else squashed(mean, log_std, noise)
+        return action, log_prob, log_std
 
     def explore(self, obs: Tensor) -> Tensor:
         return self.sample(obs)[0]
 
     def update_critics(self, batch: Any) -> dict[str, Tensor]:
         with torch.no_grad():
-            action, log_prob = self.sample(batch.next_obs)
-            out = self.target_critics(batch.next_critic_obs, action)
-            bonus = self.log_alpha.exp() * log_prob
-            target = self.critics.target(out, batch.reward, batch.discount, bonus)
-        return self.critic_step(batch, target)
+            action, log_prob, _ = self.sample(batch.next_obs)
+            following = self.target_critics(batch.next_critic_obs, action)
+        return self.critic_step(batch, following, self.log_alpha.detach().exp() * log_prob)
 
     def update_policy(self, batch: Any) -> dict[str, Tensor]:
-        mean, log_std = self.distribution(batch.obs)
-        action, log_prob = squashed(mean, log_std, torch.empty_like(mean).normal_(generator=self.generator))
+        action, log_prob, log_std = self.sample(batch.obs)
         value = self.critics.value(self.critics(batch.critic_obs, action))
         loss = (self.log_alpha.detach().exp() * log_prob - value).mean()
         total = loss + alpha_loss(self.log_alpha, log_prob, self.target_entropy) if self.cfg.tune_alpha else loss
-        _, finite = self.descend(total, self.policy_params, self.policy_adam, self.learnt)
+        _, finite = self.descend(total, self.policy_params, self.policy_adam)
         with torch.no_grad():
             metrics = {"loss/policy": loss, "entropy": -log_prob.mean(), "alpha": self.log_alpha.exp()}
             metrics["std"] = log_std.exp().mean()

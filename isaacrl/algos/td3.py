@@ -30,7 +30,7 @@ class TD3(OffPolicy):
 
     def policy(self, obs: Tensor) -> Tensor:
         """Actions [..., A] of normalized observations."""
-        return torch.tanh(self.deployed.net(obs))
+        return torch.tanh(self.network(obs))
 
     def explore(self, obs: Tensor) -> Tensor:
         action = self.policy(obs)
@@ -40,13 +40,13 @@ class TD3(OffPolicy):
         with torch.no_grad():
             action = self.policy(batch.next_obs)
             noise = self.cfg.target_noise * torch.empty_like(action).normal_(generator=self.generator)
-            out = self.target_critics(batch.next_critic_obs, smoothed(action, noise, self.cfg.target_noise_clip))
-            target = self.critics.target(out, batch.reward, batch.discount)
-        return self.critic_step(batch, target)
+            action = smoothed(action, noise, self.cfg.target_noise_clip)
+            following = self.target_critics(batch.next_critic_obs, action)
+        return self.critic_step(batch, following)
 
     def update_policy(self, batch: Any) -> dict[str, Tensor]:
         loss = -self.critics.value(self.critics(batch.critic_obs, self.policy(batch.obs))).mean()
-        _, finite = self.descend(loss, self.policy_params, self.policy_adam, self.deployed.net)
+        _, finite = self.descend(loss, self.policy_params, self.policy_adam)
         return {"loss/policy": torch.where(finite, loss.detach(), 0.0)}
 
     def state_dict(self) -> dict[str, Any]:
