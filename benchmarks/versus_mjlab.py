@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import versus_mjlab_peer as peer
-from common import RESULTS, machine, text_of
+from common import RESULTS, machine, merge
 
 BEGAN = time.perf_counter()
 HERE = Path(__file__).parent
@@ -317,19 +317,14 @@ def driver() -> str | None:
         return None
 
 
-def save(result: dict[str, Any], path: str) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text_of(result))
-
-
-def table(result: dict[str, Any]) -> str:
+def table(robots: dict[str, Any]) -> str:
     """Markdown: rates and splits, then times to the same reward."""
-    lines = [", ".join(f"{k} {v}" for k, v in result["machine"].items() if v), ""]
-    lines += ["| robot | side | env steps/s | iteration | physics | collection | learning | GPU MiB | start |"]
+    lines = [f"{robot}: " + ", ".join(f"{k} {v}" for k, v in x["machine"].items() if v) for robot, x in robots.items()]
+    lines += ["", "| robot | side | env steps/s | iteration | physics | collection | learning | GPU MiB | start |"]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     more = ["| robot | measure | level | isaacrl | mjlab | sooner |", "|---|---|---|---|---|---|"]
     notes = []
-    for robot, entry in result["robots"].items():
+    for robot, entry in robots.items():
         if "error" in entry:
             lines.append(f"| {robot} | | failed: {entry['error']} | | | | | | |")
             continue
@@ -365,17 +360,14 @@ def main() -> None:
         Path(args.out).write_text(json.dumps(train(args)))
         return
     keys = ("num_envs", "iterations", "seconds", "warmup", "seed", "device", "engine", "override")
-    result: dict[str, Any] = {
-        "machine": machine() | {"driver": driver()},
-        "settings": {k: getattr(args, k) for k in keys},
-        "robots": {},
-    }
+    told = {"machine": machine() | {"driver": driver()}, "options": {k: getattr(args, k) for k in keys}}
+    robots: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for robot in args.robots:
             for so_far in compare(args, robot, Path(folder)):
-                result["robots"][robot] = so_far
-                save(result, args.out)
-    print(table(result))
+                robots[robot] = told | so_far
+                merge(Path(args.out), robot, robots[robot])
+    print(table(robots))
 
 
 if __name__ == "__main__":

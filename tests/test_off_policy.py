@@ -162,7 +162,11 @@ def test_sums_end_with_the_episode_and_with_the_newest_step(written, steps, kern
     assert buffer.filled == rows
     for age in range(rows):
         for e in range(3):
-            batch = buffer.transitions(torch.tensor([age]), torch.tensor([e]), steps, 0.9)
+            if kernels:
+                draws = torch.tensor([[(age + 0.5) / rows], [(e + 0.5) / 3]])
+                batch = replay.Sample(*ops.transitions(buffer, draws, steps, 0.9))
+            else:
+                batch = buffer.transitions(torch.tensor([age]), torch.tensor([e]), steps, 0.9)
             obs, after = buffer.observed("obs/policy", batch, None)
             t = written - 1 - age
             reward, discount, following = expected(t, e, steps, written - 1, 0.9, terminated, truncated)

@@ -137,12 +137,14 @@ class RewardScale(nn.Module):
 
     running: Tensor
     largest: Tensor
+    scale: Tensor
 
     def __init__(self, num_envs: int, gamma: float, v_max: float):
         super().__init__()
         self.gamma, self.v_max = gamma, v_max
         self.register_buffer("running", torch.zeros(num_envs))  # each world's discounted return so far
         self.register_buffer("largest", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
         self.moments = Normalizer(1)
 
     @torch.no_grad()
@@ -152,7 +154,7 @@ class RewardScale(nn.Module):
         self.moments.update(self.running[:, None])
         self.largest.copy_(torch.maximum(self.largest, self.running.abs().amax()))
         self.running.masked_fill_(done, 0.0)
+        self.scale.copy_(torch.maximum(torch.sqrt(self.moments.var[0] + 1e-8), self.largest / self.v_max))
 
     def forward(self, reward: Tensor) -> Tensor:
-        scale = torch.maximum(torch.sqrt(self.moments.var[0] + 1e-8), self.largest / self.v_max)
-        return reward / scale.clamp(min=1e-6)
+        return reward / self.scale

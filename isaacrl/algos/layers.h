@@ -69,8 +69,8 @@ KERNEL norm_act(int thread, const float* x, const float* bias, const float* gain
   }
 }
 
-// From the gradient by y that by x and, for each of `blocks` teams a network, parts [3, WIDTH] of those by bias, gain and
-// shift: parts [blocks, networks, 3, WIDTH].
+// From the gradient by y that by x and, for each of `blocks` teams a network, sums of those by bias, gain and
+// shift: parts [blocks, 3, networks, WIDTH].
 KERNEL norm_act_grad(int thread, const float* x, const float* bias, const float* gain, const float* shift,
                      const float* stats, const float* grad, float* out, float* parts, int batch, int blocks, int nets) {
   int g = TEAM / blocks, block = TEAM % blocks, warp = LANE / WARP, lane = LANE % WARP, net = g * WIDTH;
@@ -118,7 +118,7 @@ KERNEL norm_act_grad(int thread, const float* x, const float* bias, const float*
     }
   }
   SHARED float shared[TEAM_WARPS][WIDTH];
-  float* to = parts + Long(block * nets + g) * 3 * WIDTH;
+  float* to = parts + Long(block * 3 * nets + g) * WIDTH;
 #pragma unroll
   for (int i = 0; i < (NORM ? 3 : 1); ++i) {
     SYNC;
@@ -129,7 +129,7 @@ KERNEL norm_act_grad(int thread, const float* x, const float* bias, const float*
     for (int c = LANE; c < WIDTH; c += LANES) {
       float sum = 0.0f;
       for (int w = 0; w < TEAM_WARPS; ++w) sum += shared[w][c];
-      to[i * WIDTH + c] = sum;
+      to[i * nets * WIDTH + c] = sum;
     }
   }
 }

@@ -51,10 +51,11 @@ class OffPolicy:
         """Actions [E, A] of normalized observations, with what makes them vary."""
         raise NotImplementedError
 
-    def update_critics(self, batch: Any) -> dict[str, Tensor]:
+    def update_critics(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Whether the step was finite and taken, and metrics."""
         raise NotImplementedError
 
-    def update_policy(self, batch: Any) -> dict[str, Tensor]:
+    def update_policy(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         raise NotImplementedError
 
     def __init__(self, env: Any, cfg: DictConfig, seed: int, policy_outputs: int):
@@ -114,7 +115,8 @@ class OffPolicy:
         self.before = {g: torch.zeros_like(env.obs[g]) for g in self.widths}  # what the step under way began with
         self.action = torch.zeros(env.num_envs, self.num_actions, device=self.device)
         self.totals = torch.zeros(len(self.METRICS), device=self.device)
-        self.nothing = torch.zeros((), device=self.device)
+        self.nothing, self.none = torch.zeros((), device=self.device), torch.zeros_like(self.totals)
+        self.skipped = torch.tensor([float(n == "skipped_updates") for n in self.METRICS], device=self.device)
 
     # --- one iteration -----------------------------------------------------------------------------------------------
 
@@ -219,12 +221,17 @@ class OffPolicy:
         with tf32, torch.enable_grad():
             with torch.no_grad():
                 batch = self._sample()
-            metrics = self.update_critics(batch)
+            self._count(*self.update_critics(batch), self.skipped)
             if policy_too:
-                metrics |= self.update_policy(batch)
+                self._count(*self.update_policy(batch), self.none)
         with torch.no_grad():
             self.target_params.value.lerp_(self.critic_params.value, self.cfg.tau)
-            self.totals += torch.stack([metrics.get(name, self.nothing) for name in self.METRICS])
+
+    @torch.no_grad()
+    def _count(self, finite: Tensor, metrics: dict[str, Tensor], instead: Tensor) -> None:
+        """Add an update's metrics to the iteration's; something else where its step was not taken."""
+        values = torch.stack([metrics.get(name, self.nothing) for name in self.METRICS])
+        self.totals += torch.where(finite, values, instead)
 
     def _sample(self) -> Any:
         """Normalized: obs and critic_obs, next_obs and next_critic_obs [B, D], action, reward, discount."""
@@ -243,13 +250,21 @@ class OffPolicy:
             discount=sample.discount,
         )
 
-    def critic_step(self, batch: Any, following: Tensor, bonus: Tensor | float = 0.0) -> dict[str, Tensor]:
+    def critic_step(
+        self, batch: Any, following: Tensor, bonus: Tensor | float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Move both critics towards reward + discount * (value of `following`, the targets' outputs, - bonus)."""
         out = self.critics(batch.critic_obs, batch.action)
         loss, value, error = self.critics.bellman(out, following, batch.reward, batch.discount, bonus)
         norm, finite = self.descend(loss, self.critic_params, self.critic_adam)
-        metrics = {"loss/critic": loss.detach(), "q": value.detach(), "td_error": error, "grad_norm": norm}
-        return {k: torch.where(finite, v, 0.0) for k, v in metrics.items()} | {"skipped_updates": (~finite).float()}
+        return finite, {"loss/critic": loss, "q": value, "td_error": error, "grad_norm": norm}
+
+    def judged(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The critics' one value [B] of what a policy does, with a gradient by the actions alone."""
+        self.critics.requires_grad_(False)
+        value = self.critics.value(self.critics(obs, action))
+        self.critics.requires_grad_(True)
+        return value
 
     def descend(self, loss: Tensor, params: FlatParameters, adam: Adam) -> tuple[Tensor, Tensor]:
         """A step of Adam down the loss, unless it is not finite; (gradient's norm, whether there was a step)."""
@@ -257,7 +272,7 @@ class OffPolicy:
             grads = torch.autograd.grad(loss, params.parts)
         torch.cat([g.reshape(-1) for g in grads], out=params.grad)
         norm = torch.linalg.vector_norm(params.grad)
-        finite = torch.isfinite(norm) & torch.isfinite(loss.detach())
+        finite = norm + loss.detach().abs() < math.inf
         if self.cfg.max_grad_norm is not None:
             params.grad.mul_((self.cfg.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         adam.step(finite)

@@ -22,16 +22,19 @@ DEVICE float warp_max(float x) { return x; }
 
 // --- samples ---------------------------------------------------------------------------------------------------------
 
-// Sums of up to `steps` steps of reward, from stored step `age` before the newest on (replay.py). first and last: which
-// steps of all worlds' a sum begins and ends with. discount: of the value after the last; 0 where it terminated.
-KERNEL transitions(int thread, const Long* age, const Long* world, const Long* at, const float* reward,
+// Transitions of random stored steps and worlds (replay.py), from draws [2, rows] between 0 and 1: sums of up to `steps`
+// steps of reward, up to the episode's end and to the newest step. first and last: which steps of all worlds' a sum begins
+// and ends with. discount: of the value after the last; 0 where it terminated.
+KERNEL transitions(int thread, const float* draws, const Long* at, const Long* filled, const float* reward,
                    const Bool* terminated, const Bool* truncated, Long* first, Long* last, float* total,
                    float* discount, int rows, int capacity, int worlds, int steps, float gamma) {
   if (thread >= rows) return;
-  Long back = age[thread], begin = at[0] - 1 - back, i = 0;
+  Long back = Long(draws[thread] * filled[0]), world = Long(draws[rows + thread] * worlds), i = 0;
+  back = back < filled[0] ? back : filled[0] - 1;
+  world = world < worlds ? world : worlds - 1;
   float sum = 0.0f, factor = 1.0f;
   for (int k = 0; k < steps && k <= back; ++k) {
-    i = ((begin + k) % capacity + capacity) % capacity * worlds + world[thread];
+    i = ((at[0] - 1 - back + k) % capacity + capacity) % capacity * worlds + world;
     if (k == 0) first[thread] = i;
     sum += factor * reward[i];
     factor *= gamma;

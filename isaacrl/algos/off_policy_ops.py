@@ -106,12 +106,12 @@ class _NormAct(torch.autograd.Function):
         x, bias, gain, shift, stats = ctx.saved_tensors
         (G, B, width), grad, out = x.shape, grads[0].contiguous(), torch.empty_like(x)
         blocks = max(1, min(128, B // 32)) if x.is_cuda else min(3, B)
-        parts = x.new_empty(blocks, G, 3, width)
+        parts = x.new_empty(blocks, 3, G, width)
         threads = blocks * G * (TEAM if x.is_cuda else 1)
         with _launcher(_device(x)).stream():
             values = x, bias, gain, shift, stats, grad, out, parts, B, blocks, G
             ctx.kernels.norm_act_grad(_device(x), threads, *values)
-        by = [s.view_as(bias) for s in (parts if gain is not None else parts[:, :, :1]).sum(dim=0).unbind(dim=1)]
+        by = [s.view_as(bias) for s in (parts if gain is not None else parts[:, :1]).sum(dim=0)]
         return (out, *by, None) if gain is not None else (out, *by, None, None, None)
 
 
@@ -143,15 +143,19 @@ def run(net: nn.Sequential, x: Tensor) -> Tensor:
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
-def transitions(buffer: Any, age: Tensor, world: Tensor, steps: int, gamma: float) -> tuple[Tensor, ...]:
-    """First and last step of each sum of rewards, the sum, and the discount of the value after it, [B]."""
-    first, last = torch.empty_like(age), torch.empty_like(age)
-    total, discount = (torch.empty(len(age), device=age.device) for _ in range(2))
-    stored = buffer.at, buffer.reward, buffer.terminated, buffer.truncated
-    sizes = len(age), buffer.capacity, buffer.num_envs, steps, gamma
-    with _launcher(_device(age)).stream():
-        values = age, world, *stored, first, last, total, discount, *sizes
-        _kernels(2, _device(age)).transitions(_device(age), len(age), *values)
+def transitions(buffer: Any, draws: Tensor, steps: int, gamma: float) -> tuple[Tensor, ...]:
+    """First and last step of each sum of rewards, the sum, and the discount of the value after it, [B].
+
+    draws [2, B], 0 to 1: how old the first step is, and the world.
+    """
+    rows, x = draws.shape[1], buffer.reward
+    first, last = (torch.empty(rows, dtype=torch.int64, device=x.device) for _ in range(2))
+    total, discount = (torch.empty(rows, device=x.device) for _ in range(2))
+    stored = buffer.at, buffer.filled, buffer.reward, buffer.terminated, buffer.truncated
+    sizes = rows, buffer.capacity, buffer.num_envs, steps, gamma
+    with _launcher(_device(x)).stream():
+        kernel = _kernels(2, _device(x)).transitions
+        kernel(_device(x), rows, draws, *stored, first, last, total, discount, *sizes)
     return first, last, total, discount
 
 
@@ -185,7 +189,8 @@ class _Bellman(torch.autograd.Function):
         ctx.save_for_backward(grad)
         loss, value, error = terms.mean(dim=1).unbind()
         ctx.mark_non_differentiable(value, error)
-        return loss.clone(), value.clone(), error.clone()
+        ctx.set_materialize_grads(False)
+        return loss, value, error
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

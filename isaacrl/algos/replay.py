@@ -69,14 +69,14 @@ class Replay:
         """
         # float32 has 24 bits: drawn apart, steps and worlds are uniform up to 16 million of each.
         draws = torch.rand(2, size, generator=generator, device=self.device)
+        if ops.use(draws):
+            return Sample(*ops.transitions(self, draws, steps, gamma))
         age = (draws[0] * self.filled).long().clamp(max=self.filled - 1)  # 0: the newest
         world = (draws[1] * self.num_envs).long().clamp(max=self.num_envs - 1)
         return self.transitions(age, world, steps, gamma)
 
     def transitions(self, age: Tensor, world: Tensor, steps: int, gamma: float) -> Sample:
         """`sample` of given steps (0: the newest one) and worlds, [B]."""
-        if ops.use(age):
-            return Sample(*ops.transitions(self, age, world, steps, gamma))
 
         def place(k: Tensor | int) -> Tensor:  # k steps later
             return (self.at - 1 - age + k) % self.capacity * self.num_envs + world

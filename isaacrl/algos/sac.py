@@ -66,22 +66,21 @@ class SAC(OffPolicy):
     def explore(self, obs: Tensor) -> Tensor:
         return self.sample(obs)[0]
 
-    def update_critics(self, batch: Any) -> dict[str, Tensor]:
+    def update_critics(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             action, log_prob, _ = self.sample(batch.next_obs)
             following = self.target_critics(batch.next_critic_obs, action)
         return self.critic_step(batch, following, self.log_alpha.detach().exp() * log_prob)
 
-    def update_policy(self, batch: Any) -> dict[str, Tensor]:
+    def update_policy(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         action, log_prob, log_std = self.sample(batch.obs)
-        value = self.critics.value(self.critics(batch.critic_obs, action))
+        value = self.judged(batch.critic_obs, action)
         loss = (self.log_alpha.detach().exp() * log_prob - value).mean()
         total = loss + alpha_loss(self.log_alpha, log_prob, self.target_entropy) if self.cfg.tune_alpha else loss
         _, finite = self.descend(total, self.policy_params, self.policy_adam)
         with torch.no_grad():
-            metrics = {"loss/policy": loss, "entropy": -log_prob.mean(), "alpha": self.log_alpha.exp()}
-            metrics["std"] = log_std.exp().mean()
-            return {k: torch.where(finite, v, 0.0) for k, v in metrics.items()}
+            means = {"entropy": -log_prob.mean(), "alpha": self.log_alpha.exp(), "std": log_std.exp().mean()}
+        return finite, {"loss/policy": loss} | means
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"log_alpha": self.log_alpha.detach().clone()}

@@ -36,7 +36,7 @@ class TD3(OffPolicy):
         action = self.policy(obs)
         return (action + self.noise * torch.empty_like(action).normal_(generator=self.generator)).clamp(-1.0, 1.0)
 
-    def update_critics(self, batch: Any) -> dict[str, Tensor]:
+    def update_critics(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             action = self.policy(batch.next_obs)
             noise = self.cfg.target_noise * torch.empty_like(action).normal_(generator=self.generator)
@@ -44,10 +44,10 @@ class TD3(OffPolicy):
             following = self.target_critics(batch.next_critic_obs, action)
         return self.critic_step(batch, following)
 
-    def update_policy(self, batch: Any) -> dict[str, Tensor]:
-        loss = -self.critics.value(self.critics(batch.critic_obs, self.policy(batch.obs))).mean()
+    def update_policy(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = -self.judged(batch.critic_obs, self.policy(batch.obs)).mean()
         _, finite = self.descend(loss, self.policy_params, self.policy_adam)
-        return {"loss/policy": torch.where(finite, loss.detach(), 0.0)}
+        return finite, {"loss/policy": loss}
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"noise": self.noise.clone()}
