@@ -111,6 +111,8 @@ class _NormAct(torch.autograd.Function):
         with _launcher(_device(x)).stream():
             values = x, bias, gain, shift, stats, grad, out, parts, B, blocks, G
             ctx.kernels.norm_act_grad(_device(x), threads, *values)
+        if not ctx.needs_input_grad[1]:
+            return out, None, None, None, None
         by = [s.view_as(bias) for s in (parts if gain is not None else parts[:, :1]).sum(dim=0)]
         return (out, *by, None) if gain is not None else (out, *by, None, None, None)
 
