@@ -47,10 +47,12 @@ def _gpu_here() -> bool:
         return False
 
 
-def _worlds(device: str, num_envs: int, gpu_num_envs: int | None) -> int:
-    """The number of worlds that a task is trained with on a device; `auto` means what is there."""
+def _worlds(
+    device: str, num_envs: int, gpu_num_envs: int | None, algo: int | None = None, gpu_algo: int | None = None
+) -> int:
+    """The number of worlds for a device, the algorithm's or else the task's; `auto` means what is there."""
     on_gpu = _gpu_here() if device == "auto" else device != "cpu"
-    return gpu_num_envs if on_gpu and gpu_num_envs else num_envs
+    return (on_gpu and (gpu_algo or algo or gpu_num_envs)) or algo or num_envs
 
 
 OmegaConf.register_new_resolver("worlds", _worlds, replace=True)

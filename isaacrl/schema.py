@@ -137,15 +137,17 @@ class OffPolicyConfig:
     """What SAC and TD3 have in common."""
 
     name: str = MISSING
+    num_envs: int | None = key(None, "worlds that it is trained with; default: the task's", ge=1)
+    gpu_num_envs: int | None = key(None, "the same on a GPU; default: the task's", ge=1)
     iterations: int = key(1000, "training iterations", ge=1)
     num_steps: int = key(32, "steps of all worlds an iteration", ge=1)
     updates: int = key(4, "updates after each step of all worlds", ge=1)
     utd: float | None = key(
         None, "updates a transition (update-to-data ratio) instead, as in the classic algorithm", gt=0
     )
-    batch_size: int | None = key(None, "transitions an update; default: two a world, at least 256", ge=1)
+    batch_size: int | None = key(None, "transitions an update; default: four a world, at least 256", ge=1)
     warmup: int = key(32, "steps of all worlds before the first update, rounded up to whole iterations", ge=1)
-    buffer_size: int = key(10_000_000, "transitions that are kept at most", ge=1)
+    buffer_size: int = key(1_000_000, "transitions that are kept: the latest", ge=1)
     buffer_gib: float | None = key(
         None, "memory for them at most [GiB]; default: a fifth of a GPU's, 8 at most; 1 on a CPU", gt=0
     )
@@ -157,6 +159,12 @@ class OffPolicyConfig:
     lr: float = key(1e-3, "learning rate", gt=0, le=1)
     tau: float = key(0.02, "share of the critics that their targets take over an update", gt=0, le=1)
     policy_delay: int = key(1, "updates of the critics for each of the policy", ge=1)
+    average: float = key(
+        0.0,
+        "what eval, play and export use is a running average of the policy: the share kept an update",
+        ge=0,
+        lt=1,
+    )
     max_grad_norm: float | None = key(None, "gradient norms are clipped to this", gt=0)
     critic: str = key(
         "categorical",

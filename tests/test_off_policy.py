@@ -294,16 +294,31 @@ def test_an_update_to_data_ratio_counts_transitions():
 
 
 @pytest.mark.parametrize("algo", ["sac", "td3"])
+def test_what_is_deployed_is_a_running_average_of_the_policy(algo):
+    env, agent_ = agent(algo, "algo.average=0.8")
+    trained(env, agent_, 2)
+    expected_ = [p.clone() for p in agent_.deployed.net.parameters()]
+    for _ in range(5):
+        agent_._update(True)
+        expected_ = [0.8 * a + 0.2 * p for a, p in zip(expected_, agent_.actor.net.parameters())]
+    for a, p in zip(expected_, agent_.deployed.net.parameters()):
+        torch.testing.assert_close(p, a)
+    assert agent_.deployed.normalizer is agent_.actor.normalizer
+    assert not torch.equal(agent_.deployed.net[0].weight, agent_.actor.net[0].weight)
+
+
+@pytest.mark.parametrize("algo", ["sac", "td3"])
 def test_a_resumed_agent_with_its_buffer_goes_on_exactly(algo):
-    env, one = agent(algo, "algo.save_buffer=true", "algo.n_step=3")
+    env, one = agent(algo, "algo.save_buffer=true", "algo.n_step=3", "algo.average=0.9")
     trained(env, one, 4)
     state = one.state_dict(), env.state_dict()
     expected_ = trained(env, one, 2)
-    env2, other = agent(algo, "algo.save_buffer=true", "algo.n_step=3", "seed=5")
+    env2, other = agent(algo, "algo.save_buffer=true", "algo.n_step=3", "algo.average=0.9", "seed=5")
     other.load_state_dict(state[0])
     env2.load_state_dict(state[1])
     assert trained(env2, other, 2) == expected_
-    env3, without = agent(algo, "algo.n_step=3")
+    assert torch.equal(one.act(env.obs["policy"]), other.act(env2.obs["policy"]))
+    env3, without = agent(algo, "algo.n_step=3", "algo.average=0.9")
     without.load_state_dict(state[0])
     env3.load_state_dict(state[1])
     metrics = trained(env3, without, 3)

@@ -24,7 +24,7 @@ from isaacrl.timer import Timer
 
 
 class Deployed(nn.Module):
-    """The policy outside of training: observation [N, D] -> the environment's action [N, A], without noise."""
+    """A policy: observation [N, D] -> the environment's action [N, A], without noise."""
 
     bounds: Tensor
 
@@ -69,9 +69,11 @@ class OffPolicy:
         bounds = env.task.action_bounds(env.state)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.deployed = Deployed(self.widths["policy"], policy_outputs, bounds.cpu(), cfg_).to(self.device)
+            self.actor = Deployed(self.widths["policy"], policy_outputs, bounds.cpu(), cfg_).to(self.device)
             self.critics = Critics(self.widths[self.critic_group], self.num_actions, cfg_).to(self.device)
-        self.normalizers: dict[str, Normalizer | None] = {"policy": self.deployed.normalizer}
+        self.deployed = copy.deepcopy(self.actor) if cfg_.average else self.actor  # what acts outside of training
+        self.deployed.normalizer = self.actor.normalizer
+        self.normalizers: dict[str, Normalizer | None] = {"policy": self.actor.normalizer}
         if self.critic_group != "policy":
             own = Normalizer(self.widths[self.critic_group]).to(self.device) if cfg_.normalize_obs else None
             self.normalizers["critic"] = own
@@ -82,7 +84,7 @@ class OffPolicy:
             RewardScale(env.num_envs, cfg_.gamma, cfg_.v_max).to(self.device) if cfg_.normalize_reward else None
         )
         self.lr = torch.tensor(float(cfg_.lr), device=self.device)
-        self.batch_size = cfg_.batch_size or max(2 * env.num_envs, 256)
+        self.batch_size = cfg_.batch_size or max(4 * env.num_envs, 256)
         self.per_step = cfg_.updates if cfg_.utd is None else cfg_.utd * env.num_envs  # updates a step of all worlds
         self.steps = 0  # of all worlds since the buffer was empty
         self.updates = 0  # so far
@@ -98,6 +100,7 @@ class OffPolicy:
         self.target_params = FlatParameters(self.target_critics)
         self.target_params.value.requires_grad_(False)
         self.target_critics.requires_grad_(False)
+        self.deployed_params = FlatParameters(self.deployed.net) if self.cfg.average else None
         self.policy_adam, self.critic_adam = (Adam(p.value, self.lr) for p in (self.policy_params, self.critic_params))
 
     @property
@@ -189,7 +192,7 @@ class OffPolicy:
         for g, x in self.before.items():
             x.copy_(env.obs[g])
         trace.call(self._choose)
-        _, reward, terminated, truncated, info = env.step_plainly(self.action * self.deployed.bounds)
+        _, reward, terminated, truncated, info = env.step_plainly(self.action * self.actor.bounds)
         # A world that failed may have left observations that are not finite; nothing is read from them but by products.
         following = {g: torch.nan_to_num(info["final_obs"][g]) for g in self.before}
         trace.call(lambda: self._remember(following, reward, terminated, truncated))
@@ -211,7 +214,7 @@ class OffPolicy:
 
     def network(self, obs: Tensor) -> Tensor:
         """The policy's outputs [B, n] for normalized observations."""
-        return ops.run(self.deployed.net, obs) if ops.use(obs) else self.deployed.net(obs)
+        return ops.run(self.actor.net, obs) if ops.use(obs) else self.actor.net(obs)
 
     # --- updates -----------------------------------------------------------------------------------------------------
 
@@ -224,8 +227,15 @@ class OffPolicy:
             self._count(*self.update_critics(batch), self.skipped)
             if policy_too:
                 self._count(*self.update_policy(batch), self.none)
+                self._average()
         with torch.no_grad():
             self.target_params.value.lerp_(self.critic_params.value, self.cfg.tau)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self.deployed_params is not None:
+            mean = self.deployed_params.value
+            mean.lerp_(self.policy_params.value[-len(mean) :], 1.0 - self.cfg.average)  # the network comes last
 
     @torch.no_grad()
     def _count(self, finite: Tensor, metrics: dict[str, Tensor], instead: Tensor) -> None:
@@ -302,6 +312,8 @@ class OffPolicy:
     def _modules(self) -> dict[str, nn.Module]:
         """All that has a state, by name."""
         out: dict[str, nn.Module] = {"deployed": self.deployed, "critics": self.critics, "target": self.target_critics}
+        if self.cfg.average:
+            out["actor"] = self.actor
         if self.normalizers.get("critic") is not None:
             out["critic_normalizer"] = self.normalizers["critic"]  # pyright: ignore[reportArgumentType]
         if self.rewards is not None:

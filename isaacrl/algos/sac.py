@@ -49,7 +49,7 @@ class SAC(OffPolicy):
         self.target_entropy = self.cfg.target_entropy * actions
         self.log_alpha = nn.Parameter(torch.tensor(math.log(self.cfg.alpha), device=self.device))
         self.learnt = nn.Module()  # what the policy's optimizer changes
-        self.learnt.net = self.deployed.net
+        self.learnt.net = self.actor.net
         if self.cfg.tune_alpha:
             self.learnt.log_alpha = self.log_alpha
         self._finish(self.learnt)

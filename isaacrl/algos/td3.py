@@ -26,7 +26,7 @@ class TD3(OffPolicy):
         super().__init__(env, cfg, seed, env.task.num_actions)
         low, high = self.cfg.min_noise, self.cfg.max_noise
         self.noise = torch.rand(env.num_envs, 1, generator=self.generator, device=self.device) * (high - low) + low
-        self._finish(self.deployed.net)
+        self._finish(self.actor.net)
 
     def policy(self, obs: Tensor) -> Tensor:
         """Actions [..., A] of normalized observations."""
