@@ -16,6 +16,7 @@ SINGULAR = {
     "sensors": "sensor",
     "commands": "command",
     "events": "event",
+    "curricula": "curriculum",
     "metrics": "metric",
 }
 WHEN = ("reset", "startup", "interval")

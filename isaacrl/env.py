@@ -19,6 +19,7 @@ from isaacrl import sim
 from isaacrl.errors import UserError
 from isaacrl.fuse import program
 from isaacrl.fuse.trace import may_ask
+from isaacrl.ground import Ground
 from isaacrl.state import Robot, State
 from isaacrl.task import Task, container
 from isaacrl.terms import Bound, add_sensors, bind, bind_sensors, find, stack
@@ -55,8 +56,9 @@ class Env:
         s = self.state = State(
             self.engine, robot, seed=cfg.seed, step_dt=self.step_dt, max_steps=self.max_episode_steps
         )
-        table = container(cfg.task)
-        randomization = container(cfg.randomization)
+        if scene.terrain is not None:
+            s.ground = Ground(scene.terrain, s, cfg.task.terrain.start_level)
+        table, randomization = container(cfg.task), container(cfg.randomization)
         self.everywhere = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._to_default_pose(self.everywhere)
         self.engine.forward()
@@ -64,6 +66,7 @@ class Env:
         self.sensor_terms = bind_sensors(table["sensors"], s)
         self.command_terms = bind("commands", table["commands"], s, "task.commands")
         self._read_commands()
+        self.curricula = bind("curricula", table["curricula"], s, "task.curricula")
         self.task.setup(s, cfg)
         self.events = events = bind("events", table["events"], s, "task.events") + bind(
             "events", randomization, s, "randomization"
@@ -87,17 +90,15 @@ class Env:
         for event in self.startup_events:
             event(s, self.everywhere)
 
-        zeros = torch.zeros(self.num_envs, device=self.device)
-        self.episode_return = zeros.clone()  # [E]
+        self.episode_return = torch.zeros(self.num_envs, device=self.device)  # [E]
         self.whole = self.everywhere.clone()  # worlds whose episode began at its beginning, [E]
         self.episode_metrics = torch.zeros(self.num_envs, len(self.task.metric_terms), device=self.device)
         columns = COUNTS + len(self.task.metric_terms) + len(self.task.reward_names)
         self._sums = torch.zeros(self.num_envs, columns, device=self.device)  # since the last read_metrics
         self._overflow = 0
         self._program: program.Compiled | None = None
-        self._action = torch.zeros_like(s.action)
+        self._action, self._out = torch.zeros_like(s.action), None
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._out: Any = None
         self.compile_seconds = 0.0
         self._dry_run()
         self.obs: dict[str, Tensor] = {}
@@ -237,6 +238,8 @@ class Env:
     def _reset(self, mask: Tensor) -> None:
         """Start the worlds of mask [E] anew."""
         s = self.state
+        for term in self.curricula:  # they see the episode that ends
+            term(s, mask)
         self._to_default_pose(mask)
         self.task.reset(s, mask)
         for event in self.reset_events:
@@ -259,7 +262,7 @@ class Env:
         """Joints and base at the default pose, at rest; what derives from positions is stale until the next forward."""
         s = self.state
         self.engine.reset(mask)
-        s.write("qpos", s.robot.default_qpos.expand(self.num_envs, -1), mask)
+        s.write("qpos", s.default_qpos, mask)
 
     def _read_commands(self) -> None:
         held, values = self.state.commands, {c.name: c(self.state) for c in self.command_terms}
@@ -384,6 +387,7 @@ class Env:
             "whole": self.whole,
             "sums": self._sums,
         }
+        out |= {"terrain_level": s.ground.level} if s.ground is not None else {}
         out |= {f"timer/{k}": v for k, v in self.timers.items()}
         out |= {f"obs/{k}": v for k, v in self.obs.items()}
         out |= {f"{k}/{g.name}": v for g in self.groups for k, v in g.memory.items()}

@@ -28,6 +28,27 @@ def key(
 
 
 @dataclass
+class TerrainConfig:
+    """A ground of patches: kinds side by side along y, harder from level to level along x."""
+
+    kinds: dict[str, Any] = key({}, "kinds of terrain -> shares of the patches along y; none: an endless plane")
+    levels: int = key(10, "levels of difficulty along x, from 0 to the hardest", ge=1)
+    columns: int = key(20, "patches along y", ge=1)
+    size: float = key(8.0, "length of a patch's side [m]", gt=0)
+    resolution: float = key(0.1, "distance between heights [m]", gt=0)
+    border: float = key(10.0, "flat ground around all patches [m]", ge=0)
+    start_level: int = key(0, "worlds start on random levels up to this one", ge=0)
+    seed: int = key(0, "of what is random", ge=0)
+    step_height: float = key(0.23, "stairs of the hardest level [m]", ge=0)
+    slope: float = key(35.0, "slopes of the hardest level [degrees]", ge=0, lt=80)
+    roughness: float = key(0.1, "random heights of the hardest level, plus or minus [m]", ge=0)
+    obstacle_height: float = key(0.25, "obstacles of the hardest level, up and down [m]", ge=0)
+    gap: float = key(0.8, "ditches of the hardest level [m]", ge=0)
+    stone_gap: float = key(0.4, "gaps between stepping stones of the hardest level [m]", ge=0)
+    wave_height: float = key(0.5, "waves of the hardest level, from crest to trough [m]", ge=0)
+
+
+@dataclass
 class TaskConfig:
     """One task: what the robot observes, does, is rewarded for, and when an episode ends."""
 
@@ -39,6 +60,7 @@ class TaskConfig:
     physics_dt: float = key(0.005, "physics time step [s]", gt=0, le=0.1)
     decimation: int = key(4, "physics steps a policy step", ge=1)
     episode_length_s: float = key(20.0, "length of a full episode [s]", gt=0)
+    terrain: TerrainConfig = field(default_factory=TerrainConfig)
     actions: dict[str, Any] = key({}, "how actions become joint targets: terms of isaacrl.terms.actions")
     observations: dict[str, Any] = key({}, "groups (policy, critic) of terms of isaacrl.terms.observations")
     rewards: dict[str, Any] = key({}, "terms of isaacrl.terms.rewards, each with a weight (per second)")
@@ -46,6 +68,7 @@ class TaskConfig:
     sensors: dict[str, Any] = key({}, "contacts and IMUs that terms read by name: terms of isaacrl.terms.sensors")
     commands: dict[str, Any] = key({}, "terms of isaacrl.terms.commands")
     events: dict[str, Any] = key({}, "resets and pushes: terms of isaacrl.terms.events")
+    curricula: dict[str, Any] = key({}, "what becomes harder with success: terms of isaacrl.terms.curricula")
     metrics: dict[str, Any] = key({}, "terms of isaacrl.terms.metrics, averaged over each episode")
     solved: dict[str, Any] = key({}, "when `eval` says solved: metric -> {above: x} or {below: x}, all of them")
     milestone: dict[str, Any] = key({}, "a first success, within reach of slow machines; written as `solved`")
@@ -258,6 +281,7 @@ TERM_FAMILIES: dict[str, frozenset[str]] = {
     "sensors": frozenset({"fn"}),
     "commands": frozenset({"fn"}),
     "events": frozenset({"fn", "when", "interval_s", "schedule", "optional"}),
+    "curricula": frozenset({"fn"}),
     "metrics": frozenset({"fn", "reduce"}),
 }
 ALGORITHMS = {"ppo": PPOConfig, "sac": SACConfig, "td3": TD3Config}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from isaacrl.errors import UserError
+from isaacrl.ground import Ground
 from isaacrl.random import Random
 from isaacrl.sim import Engine
 from isaacrl.sim.names import match
@@ -238,6 +239,7 @@ class State(_Lazy):
         self.sensors: dict[str, Any] = {}  # terms of the family `sensors`
         self.randomized: dict[str, Any] = {}  # fields with a value of their own in each world, by name
         self.left_out: dict[str, str] = {}  # optional entries that the robot has nothing for, and why
+        self.ground: Ground | None = None  # the terrain; None: a plane at z = 0
         self.share: float | Tensor = 1.0  # how far the schedule of the present event has come, 0 to 1
 
     # --- the simulator's own names -----------------------------------------------------------------------------------
@@ -325,6 +327,15 @@ class State(_Lazy):
         return self.read("xpos")[:, self.robot.base]
 
     @quantity
+    def base_height(self) -> Tensor:
+        """Height of the base frame above the ground below it [m], [E]."""
+        return self.above_ground(self.base_pos_w)
+
+    def above_ground(self, pos_w: Tensor) -> Tensor:
+        """Height of points [..., 3], world frame, above the ground below them [m], [...]."""
+        return pos_w[..., 2] if self.ground is None else pos_w[..., 2] - self.ground.height(pos_w[..., :2])
+
+    @quantity
     def base_quat_w(self) -> Tensor:
         """Orientation of the base frame, [E, 4]."""
         return self.read("xquat")[:, self.robot.base]
@@ -387,6 +398,12 @@ class State(_Lazy):
         qpos[:, self._qpos_joints], qvel[:, self._qvel_joints] = pos, vel
         self.write("qpos", qpos, mask)
         self.write("qvel", qvel, mask)
+
+    @property
+    def default_qpos(self) -> Tensor:
+        """MuJoCo's qpos in the default pose, on a terrain at the worlds' places, [E, nq]."""
+        qpos = self.robot.default_qpos.expand(self.num_envs, -1)
+        return qpos if self.ground is None else self.ground.placed(qpos)
 
     def scheduled(self, schedule: dict[str, int] | None) -> float | Tensor:
         """How far a schedule {start, end} [policy steps since the start of the run] has come, 0 to 1; 1 for none."""

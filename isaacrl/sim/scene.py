@@ -11,6 +11,7 @@ from isaacrl.errors import UserError
 from isaacrl.sim.actuators import actuation_of, add_actuators
 from isaacrl.sim.assets import check_driven, compile_spec, joint_names, limit_efforts, load, settle
 from isaacrl.sim.engine import Actuation
+from isaacrl.sim.terrain import Terrain, add_to, build
 
 # MuJoCo's own defaults, in full: the robot's model may have other ones for its geoms.
 GROUND_CONTACT = {
@@ -37,6 +38,7 @@ class Scene:
     model: mujoco.MjModel  # for physics: without the nameless geoms that are there for the eye alone
     actuation: Actuation
     visual_model: mujoco.MjModel  # for pictures: everything
+    terrain: Terrain | None = None
 
 
 def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpec], None] | None = None) -> Scene:
@@ -50,7 +52,10 @@ def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpe
     joint_names(robot)  # there must be some
     spec = robot.spec
     spec.option.timestep = task.physics_dt
-    add_surroundings(spec)
+    terrain = build(task.terrain) if task.get("terrain") is not None else None
+    if terrain is not None and grounds(spec):
+        raise UserError(f"task.terrain: {asset.path} has a ground of its own ({grounds(spec)[0]}); use one of them")
+    add_surroundings(spec, terrain)
     chosen = add_actuators(spec, OmegaConf.to_container(asset.actuators, resolve=True))
     limit_efforts(robot, chosen)
     if edit is not None:
@@ -60,7 +65,7 @@ def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpe
         model = compile_spec(spec, asset.path)
     check_driven(robot, model)
     spec, physics = without_visuals(spec, model, asset.path)
-    return Scene(spec, physics, actuation_of(model, chosen), visual_model=model)
+    return Scene(spec, physics, actuation_of(model, chosen), model, terrain)
 
 
 def without_visuals(spec: mujoco.MjSpec, model: mujoco.MjModel, file: str) -> tuple[mujoco.MjSpec, mujoco.MjModel]:
@@ -94,7 +99,15 @@ def without_visuals(spec: mujoco.MjSpec, model: mujoco.MjModel, file: str) -> tu
     return (bare, physics) if same else (spec, model)
 
 
-def add_surroundings(spec: mujoco.MjSpec) -> None:
+def grounds(spec: mujoco.MjSpec) -> list[str]:
+    """Names of the world's geoms that are a ground."""
+    kinds = (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_HFIELD)
+    return [
+        g.name or "without a name" for g in spec.worldbody.geoms if g.type in kinds or g.name in ("ground", "floor")
+    ]
+
+
+def add_surroundings(spec: mujoco.MjSpec, terrain: Terrain | None = None) -> None:
     """A ground, a light, a sky and a camera where the model has none of its own."""
     world, kind, builtin, shape = spec.worldbody, mujoco.mjtTexture, mujoco.mjtBuiltin, mujoco.mjtGeom
     if not any(t.type == kind.mjTEXTURE_SKYBOX for t in spec.textures):
@@ -107,8 +120,7 @@ def add_surroundings(spec: mujoco.MjSpec) -> None:
             width=256,
             height=256,
         )
-    grounds = (shape.mjGEOM_PLANE, shape.mjGEOM_HFIELD)
-    if not any(g.type in grounds or g.name in ("ground", "floor") for g in world.geoms):
+    if not grounds(spec):
         spec.add_texture(
             name="isaacrl_ground",
             type=kind.mjTEXTURE_2D,
@@ -120,9 +132,11 @@ def add_surroundings(spec: mujoco.MjSpec) -> None:
         )
         material = spec.add_material(name="isaacrl_ground", texrepeat=[1, 1], texuniform=True)
         material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "isaacrl_ground"
-        world.add_geom(
-            name="ground", type=shape.mjGEOM_PLANE, size=[0, 0, 0.05], material="isaacrl_ground", **GROUND_CONTACT
-        )
+        look = {"material": "isaacrl_ground"} | GROUND_CONTACT
+        if terrain is not None:
+            add_to(spec, terrain, **look)
+        else:
+            world.add_geom(name="ground", type=shape.mjGEOM_PLANE, size=[0, 0, 0.05], **look)
     if not spec.lights:
         # A directional light shines everywhere, but its shadows lie about its position: it goes with a robot that can.
         floating = next((b for b in world.bodies if any(j.type == mujoco.mjtJoint.mjJNT_FREE for j in b.joints)), None)

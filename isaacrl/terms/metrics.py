@@ -4,6 +4,7 @@ the value of its last step; `isaacrl eval` reports them."""
 import torch
 from torch import Tensor
 
+from isaacrl.errors import UserError
 from isaacrl.state import State
 from isaacrl.terms import ALL, Joints, Sites, Term
 from isaacrl.terms.measures import reach_angle, reach_distance
@@ -31,6 +32,13 @@ def lin_vel_error(s: State, *, command: str = "velocity") -> Tensor:
 def ang_vel_error(s: State, *, command: str = "velocity") -> Tensor:
     """Distance of the yaw rate from the commanded one [rad/s], [E]."""
     return (s.command(command)[:, 2] - s.base_ang_vel_b[:, 2]).abs()
+
+
+def terrain_level(s: State) -> Tensor:
+    """Level of the world's patch, 0 for the easiest, 1 for the hardest, [E]."""
+    if s.ground is None:
+        raise UserError("the ground is an endless plane; task.terrain.kinds names none")
+    return s.ground.level / max(1, s.ground.levels - 1)
 
 
 def contact_share(s: State, *, sensor: str = "feet") -> Tensor:

@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor
 
+from isaacrl.errors import UserError
 from isaacrl.state import State, rotate_inverse
 from isaacrl.terms import ALL, Joints, Sites
 from isaacrl.terms.measures import reach_rotation
@@ -33,8 +34,8 @@ def joint_vel(s: State, *, joints: Joints = ALL) -> Tensor:
 
 
 def base_height(s: State) -> Tensor:
-    """Height of the base frame [m], [E, 1]."""
-    return s.base_pos_w[:, 2:3]
+    """Height of the base frame above the ground [m], [E, 1]."""
+    return s.base_height[:, None]
 
 
 def base_lin_vel(s: State) -> Tensor:
@@ -94,8 +95,39 @@ def air_time(s: State, *, sensor: str = "feet") -> Tensor:
 
 
 def foot_height(s: State, *, sensor: str = "feet") -> Tensor:
-    """Height of the bodies of a contact sensor [m], [E, B]."""
-    return s.contact(sensor).parts.pos_w[..., 2]
+    """Height of the bodies of a contact sensor above the ground [m], [E, B]."""
+    return s.above_ground(s.contact(sensor).parts.pos_w)
+
+
+class height_scan:
+    """How far the ground is below the base at points around it, less offset [m], [E, n]; points turn with the heading.
+
+    size: of the grid along the base's x and y axes [m]; resolution: between its points [m]. Row by row from behind on
+    the right, x first.
+    """
+
+    def __init__(
+        self,
+        s: State,
+        *,
+        size: tuple[float, float] = (1.6, 1.0),
+        resolution: float = 0.1,
+        offset: float = 0.0,
+        clip: float = 1.0,
+    ):
+        if not resolution > 0.0 or min(size) < 0.0:
+            raise UserError(f"size {list(size)}, resolution {resolution}: both must be positive")
+        n = [round(float(x) / resolution) + 1 for x in size]
+        x, y = (torch.arange(k, device=s.device) - (k - 1) / 2.0 for k in n)
+        self.x, self.y = x.repeat(n[1]) * resolution, y.repeat_interleave(n[0]) * resolution  # [n]
+        self.offset, self.clip = offset, clip
+
+    def __call__(self, s: State) -> Tensor:
+        cos, sin = torch.cos(s.heading_w)[:, None], torch.sin(s.heading_w)[:, None]
+        base = s.base_pos_w
+        x, y = base[:, :1] + cos * self.x - sin * self.y, base[:, 1:2] + sin * self.x + cos * self.y
+        points = torch.stack((x, y, base[:, 2:].expand_as(x)), dim=2)
+        return (s.above_ground(points) - self.offset).clamp(-self.clip, self.clip)
 
 
 def imu_ang_vel(s: State, *, sensor: str = "imu") -> Tensor:

@@ -111,8 +111,8 @@ def tilt_l2(s: State) -> Tensor:
 
 
 def base_height_l2(s: State, *, height: float) -> Tensor:
-    """Squared distance of the base's height from `height` [m^2], [E]."""
-    return (s.base_pos_w[:, 2] - height).square()
+    """Squared distance of the base's height above the ground from `height` [m^2], [E]."""
+    return (s.base_height - height).square()
 
 
 def lin_vel_z_l2(s: State) -> Tensor:
@@ -259,7 +259,7 @@ def feet_clearance(s: State, *, height: float, sensor: str = "feet", command: st
     0 while the command is to stand, [E]."""
     feet = s.contact(sensor).parts
     speed = torch.linalg.vector_norm(feet.lin_vel_w[..., :2], dim=2)
-    return ((feet.pos_w[..., 2] - height).abs() * speed).sum(dim=1) * is_moving(s, command)
+    return ((s.above_ground(feet.pos_w) - height).abs() * speed).sum(dim=1) * is_moving(s, command)
 
 
 class swing_height(Term):
@@ -274,12 +274,12 @@ class swing_height(Term):
         self.swing: Tensor  # that of the swing that has just ended [m], [E, F]
 
     def init(self, s: State) -> dict[str, Tensor]:
-        z = s.contact(self.sensor).parts.pos_w[..., 2]
+        z = s.above_ground(s.contact(self.sensor).parts.pos_w)
         return {"peak": z, "swing": z}
 
     def advance(self, s: State) -> dict[str, Tensor]:
         feet = s.contact(self.sensor)
-        z = feet.parts.pos_w[..., 2]
+        z = s.above_ground(feet.parts.pos_w)
         peak = torch.maximum(self.peak, z)
         return {"peak": torch.where(feet.in_contact, z, peak), "swing": peak}
 

@@ -3,6 +3,7 @@ the episode ends, but its future still counts in the value estimate. The full ep
 
 from torch import Tensor
 
+from isaacrl.errors import UserError
 from isaacrl.state import State
 from isaacrl.terms import ALL, Joints
 
@@ -13,8 +14,16 @@ def joint_pos_beyond(s: State, *, joints: Joints = ALL, limit: float) -> Tensor:
 
 
 def base_height_below(s: State, *, height: float) -> Tensor:
-    """Whether the base frame is lower than height [m], [E]."""
-    return s.base_pos_w[:, 2] < height
+    """Whether the base frame is less than height above the ground [m], [E]."""
+    return s.base_height < height
+
+
+def off_terrain(s: State, *, margin: float = 1.0) -> Tensor:
+    """Whether the base is nearer than margin to the edge of the terrain [m], [E]. Where it is no failure of the
+    policy's, give it `time_out: true`."""
+    if s.ground is None:
+        raise UserError("off_terrain: the ground is an endless plane; task.terrain.kinds names none")
+    return ~s.ground.inside(s.base_pos_w[:, :2], margin)
 
 
 def tilted(s: State, *, cos: float) -> Tensor:

@@ -1,0 +1,45 @@
+"""Makes docs/images/terrain.png, a Go2 on the hardest patches of some kinds: MUJOCO_GL=egl python docs/terrain.py"""
+
+from pathlib import Path
+
+import mujoco
+import numpy as np
+import torch
+
+from isaacrl.config import compose
+from isaacrl.env import Env
+from isaacrl.render import write_png
+
+KINDS = ("stairs_up", "slope_down", "obstacles", "stones", "gap", "waves")
+WIDTH, HEIGHT = 420, 300
+
+
+def main() -> None:
+    fields = ["task.terrain.levels=5", "task.terrain.columns=6", "task.terrain.start_level=4"]
+    unwanted = ["~task.terrain.kinds.stairs_down", "~task.terrain.kinds.slope_up", "~task.terrain.kinds.rough"]
+    shares = [
+        f"+task.terrain.kinds.{k}=1" if k in ("stones", "gap", "waves") else f"task.terrain.kinds.{k}=1" for k in KINDS
+    ]
+    env = Env(compose(["task=go2_rough", "num_envs=60", "device=cpu", *fields, *unwanted, *shares]))
+    for _ in range(30):
+        env.step(torch.zeros(60, env.task.num_actions))
+    ground, model = env.state.ground, env.visual_model
+    assert ground is not None
+    data, view, pictures = mujoco.MjData(model), mujoco.MjvCamera(), []
+    view.distance, view.azimuth, view.elevation = 4.0, 130.0, -22.0
+    with mujoco.Renderer(model, HEIGHT, WIDTH) as renderer:
+        for kind in KINDS:
+            world = max(
+                (w for w in range(60) if ground.kinds[ground.column[w]] == kind), key=lambda w: ground.level[w].item()
+            )
+            data.qpos[:] = env.engine.field("qpos")[world]
+            mujoco.mj_forward(model, data)
+            view.lookat[:] = data.qpos[:3]
+            renderer.update_scene(data, view)
+            pictures.append(renderer.render())
+    rows = [np.concatenate(pictures[i : i + 3], axis=1) for i in (0, 3)]
+    write_png(np.concatenate(rows), Path(__file__).parent / "images/terrain.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Terrain: its shapes in metres, heights as MuJoCo has them, where robots stand, and how levels change."""
+
+import math
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+from isaacrl import sim
+from isaacrl.config import compose
+from isaacrl.env import Env
+from isaacrl.errors import UserError
+from isaacrl.schema import TerrainConfig
+from isaacrl.sim import terrain
+from isaacrl.terms import curricula
+
+ALL = dict.fromkeys(terrain.KINDS, 1.0)
+
+
+def settings(**changes):
+    return TerrainConfig(**({"levels": 3, "columns": 10, "border": 3.0, "kinds": ALL} | changes))
+
+
+def patch(kind, level=2, **changes):
+    """Heights [n, n] of one patch of three levels, and x, y of its points from its middle [m]."""
+    cfg = settings(kinds={kind: 1.0}, columns=1, **changes)
+    field, n, edge = terrain.build(cfg), round(cfg.size / cfg.resolution), round(cfg.border / cfg.resolution)
+    place = (np.arange(n) - n / 2) * cfg.resolution
+    return field.heights[edge : edge + n, edge + level * n : edge + (level + 1) * n], place
+
+
+@pytest.mark.parametrize(("kind", "sign"), [("stairs_down", 1.0), ("stairs_up", -1.0)])
+def test_the_highest_stairs_have_steps_of_23_cm(kind, sign):
+    heights, place = patch(kind)
+    along = sign * heights[len(place) // 2]  # from edge to edge through the middle
+    rises = np.diff(along[: len(place) // 2])
+    steps = rises[rises > 1e-6]
+    assert len(steps) == 10 and steps == pytest.approx(0.23) and (rises[rises < 1e-6] == 0.0).all()
+    assert np.diff(np.nonzero(rises > 1e-6)[0]) == pytest.approx(3)  # treads of 0.3 m
+    easier = np.diff(sign * patch(kind, level=0)[0][len(place) // 2])
+    assert easier.max() == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("kind", "sign"), [("slope_down", 1.0), ("slope_up", -1.0)])
+def test_the_steepest_slope_has_35_degrees(kind, sign):
+    heights, place = patch(kind)
+    slope = sign * np.diff(heights[len(place) // 2])[: len(place) // 2 - 12] / 0.1
+    assert np.degrees(np.arctan(slope[1:])) == pytest.approx(35.0, abs=0.01)
+    assert abs(patch(kind, level=0)[0]).max() == 0.0
+
+
+def test_ditches_stones_obstacles_waves_and_roughness_are_as_large_as_said():
+    heights, place = patch("gap")
+    width = (heights[len(place) // 2] < -0.9).sum() * 0.1 / 2
+    assert width == pytest.approx(0.8, abs=0.11)
+    heights, _ = patch("rough")
+    assert 0.09 < abs(heights).max() <= 0.1 and heights.min() < -0.09
+    heights, _ = patch("obstacles")
+    assert {round(abs(float(h)), 3) for h in np.unique(heights)} <= {0.0, 0.125, 0.25} and abs(heights).max() == 0.25
+    heights, _ = patch("waves")
+    assert heights.max() - heights.min() == pytest.approx(0.5, abs=0.01)
+    heights, place = patch("stones", size=12.0)
+    row = heights[np.abs(place) > 3][0] if (heights[np.abs(place) > 3][0] < -0.5).any() else heights[20]
+    holes = np.diff(np.nonzero(np.diff((row < -0.5).astype(int)))[0])
+    assert (holes * 0.1 <= 0.5 + 1e-6).all() and heights.min() == -1.0
+
+
+@pytest.mark.parametrize("kind", sorted(set(terrain.KINDS) - {"rough"}))
+def test_patches_end_at_height_0(kind):
+    for level in range(3):
+        heights, _ = patch(kind, level)
+        assert abs(heights[0]).max() < 1e-6 and abs(heights[:, 0]).max() < 1e-6
+
+
+def test_a_seed_gives_the_same_field_and_another_seed_another():
+    fields = [terrain.build(settings(seed=s)).heights for s in (1, 1, 2)]
+    assert np.array_equal(fields[0], fields[1]) and not np.array_equal(fields[0], fields[2])
+
+
+def env(*overrides, task="go2_rough"):
+    return Env(compose([f"task={task}", "num_envs=30", "device=cpu", *overrides]))
+
+
+SMALL = ["task.terrain.levels=3", "task.terrain.columns=10", "task.terrain.border=3"]
+KINDS = [f"task.terrain.kinds.{k}=1" for k in terrain.KINDS]
+
+
+def test_heights_are_those_that_mujocos_rays_hit():
+    e = env(*SMALL, *KINDS)
+    model = e.engine.model
+    data, found = mujoco.MjData(model), np.zeros(1, np.int32)
+    mujoco.mj_forward(model, data)
+    points = np.random.default_rng(0).uniform(-1.0, 1.0, (2000, 2)) * -np.array(e.state.ground.corner) * 1.02
+    heights = e.state.ground.height(torch.tensor(points, dtype=torch.float32)).numpy()
+    every_group = np.ones(6, np.uint8)
+    for (x, y), height in zip(points, heights):
+        data.qpos[:3] = 1000.0, 1000.0, 0.0
+        distance = mujoco.mj_ray(
+            model, data, np.array([x, y, 10.0]), np.array([0.0, 0.0, -1.0]), every_group, 1, -1, found, None
+        )
+        inside = abs(x) < -e.state.ground.corner[0] and abs(y) < -e.state.ground.corner[1]
+        if inside:
+            assert 10.0 - distance == pytest.approx(height, abs=1e-4)
+    edge = e.state.ground.height(torch.tensor([[1e4, 0.0], [0.0, -1e4]]))
+    assert (edge == 0.0).all()
+
+
+def test_robots_start_on_their_patches():
+    e = env(*SMALL, *KINDS, "task.terrain.start_level=2")
+    ground, s = e.state.ground, e.state
+    assert set(ground.level.tolist()) == {0, 1, 2} and len(set(ground.column.tolist())) == 10
+    assert ((s.base_pos_w - ground.origin)[:, :2].abs() < 0.05).all()
+    for _ in range(25):  # half a second
+        e.step(torch.zeros(30, e.task.num_actions))
+    assert not s.terminated.any() and (s.base_height > 0.15).all() and (s.base_height < 0.45).all()
+    feet = s.above_ground(s.contact("feet").parts.pos_w)
+    assert feet.min() > -0.02
+
+
+def test_levels_rise_with_the_way_and_fall_without_it():
+    e = env(*SMALL, "task.terrain.levels=4")
+    s, ground = e.state, e.state.ground
+    ground.level.copy_(torch.tensor([1, 1, 3, 2, 0] * 6))
+    qpos = s.read("qpos").clone()
+    qpos[:, :3] = ground.origin
+    qpos[0::5, 0] += 4.5  # left the patch
+    qpos[2::5, 1] -= 4.5  # also the hardest
+    qpos[3::5, 0] += 0.5
+    e.engine.write("qpos", qpos, e.everywhere)
+    e.engine.forward()
+    s.refresh()
+    s.episode_step.fill_(500)
+    s.commands["velocity"] = torch.tensor([[0.5, 0.0, 0.0]] * 30)  # 5 m in 10 s
+    mask = torch.ones(30, dtype=torch.bool)
+    mask[-5:] = False
+    s.use_stream("test")
+    curricula.terrain_levels(s, mask)
+    level = ground.level.view(6, 5)
+    assert (level[:5, 0] == 2).all() and (level[:5, 1] == 0).all() and (level[:5, 3] == 1).all()
+    assert (level[:5, 4] == 0).all() and (level[:5, 2] < 4).all() and len(set(level[:5, 2].tolist())) > 1
+    assert level[5].tolist() == [1, 1, 3, 2, 0]
+    s.commands["velocity"] = torch.zeros(30, 3)  # told to stand: it has come all the way
+    before = ground.level.clone()
+    curricula.terrain_levels(s, torch.arange(30) % 5 == 4)
+    assert torch.equal(ground.level, before)
+
+
+def test_a_scan_turns_with_the_robot():
+    e = env(*SMALL, "task.observations.critic.height_scan={size: [0.4, 0.2], resolution: 0.2, scale: 1.0}")
+    s = e.state
+    qpos = s.read("qpos").clone()
+    yaw = 0.7
+    qpos[:, 3:7] = torch.tensor([math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)])
+    qpos[:, 0] += 1.7
+    e.engine.write("qpos", qpos, e.everywhere)
+    e.engine.forward()
+    s.refresh()
+    scan = next(t for g in e.groups if g.name == "critic" for t in g.terms if t.name == "height_scan")(s)
+    points = [(x, y) for y in (-0.1, 0.1) for x in (-0.2, 0.0, 0.2)]
+    for k, (x, y) in enumerate(points):
+        at = s.base_pos_w[:, :2] + torch.tensor(
+            [math.cos(yaw) * x - math.sin(yaw) * y, math.sin(yaw) * x + math.cos(yaw) * y]
+        )
+        expected = (s.base_pos_w[:, 2] - s.ground.height(at) - 0.3).clamp(-1.0, 1.0)
+        torch.testing.assert_close(scan[:, k], expected, rtol=0.0, atol=1e-4)
+
+
+def test_the_edge_ends_an_episode_without_failure():
+    e = env(*SMALL)
+    s = e.state
+    qpos = s.read("qpos").clone()
+    qpos[3, 0] = -s.ground.corner[0] - 0.5
+    e.engine.write("qpos", qpos, e.everywhere)
+    e.engine.forward()
+    s.refresh()
+    _, _, terminated, truncated, _ = e.step(torch.zeros(30, e.task.num_actions))
+    assert truncated[3] and not terminated[3]
+
+
+def test_levels_are_in_checkpoints():
+    e, other = env(*SMALL, "task.terrain.start_level=2"), env(*SMALL, "task.terrain.start_level=2", "seed=3")
+    assert not torch.equal(e.state.ground.level, other.state.ground.level)
+    other.load_state_dict(e.state_dict())
+    assert torch.equal(e.state.ground.level, other.state.ground.level)
+
+
+@pytest.mark.parametrize(
+    ("task", "overrides", "message"),
+    [
+        ("go2_rough", ["+task.terrain.kinds.stair=1"], "task.terrain.kinds: no kind 'stair'; there is flat, gap,"),
+        ("go2_rough", ["task.terrain.kinds.rough=-1"], "task.terrain.kinds.rough: got -1; must be a share"),
+        ("go2_rough", ["task.terrain.columns=3"], "task.terrain.columns: 3 for 6 kinds"),
+        ("go2_rough", ["task.terrain.size=3"], "task.terrain.size: 3.0 m; must be at least 4 m"),
+        ("go2_rough", ["task.terrain.resolution=0.01"], "task.terrain: 10001 x 18001 heights are more than 16 million"),
+        ("cartpole", ["+task.terrain.kinds.flat=1"], "task.terrain: cartpole.xml has a ground of its own (floor)"),
+        ("franka_reach", ["+task.terrain.kinds.flat=1"], "task.terrain: the robot's base is fixed"),
+        ("go2_flat", ["+task.curricula.terrain_levels={}"], "the ground is an endless plane"),
+    ],
+)
+def test_mistakes_are_told(task, overrides, message):
+    with pytest.raises(UserError) as e:
+        Env(compose([f"task={task}", "num_envs=4", "device=cpu", *overrides])).reset()
+    assert message in str(e.value)
+
+
+def test_no_kinds_are_a_plane():
+    scene = sim.make_scene(*(compose(["task=go2_flat"])[k] for k in ("asset", "task")))
+    assert scene.terrain is None and scene.model.geom("ground").type == mujoco.mjtGeom.mjGEOM_PLANE
