@@ -95,11 +95,11 @@ class Env:
         self.episode_metrics = torch.zeros(self.num_envs, len(self.task.metric_terms), device=self.device)
         columns = COUNTS + len(self.task.metric_terms) + len(self.task.reward_names)
         self._sums = torch.zeros(self.num_envs, columns, device=self.device)  # since the last read_metrics
-        self._overflow = 0
+        self._overflow, self.compile_seconds = 0, 0.0
         self._program: program.Compiled | None = None
-        self._action, self._out = torch.zeros_like(s.action), None
+        self._action = torch.zeros_like(s.action)
+        self._out: Any = None
         self._graph: torch.cuda.CUDAGraph | None = None
-        self.compile_seconds = 0.0
         self._dry_run()
         self.obs: dict[str, Tensor] = {}
         self.reset()
