@@ -56,6 +56,21 @@ def _schedule(x: Any) -> bool:
     return all(isinstance(n, int) and not isinstance(n, bool) for n in steps) and 0 <= steps[0] < steps[1] < 2**31
 
 
+def _curriculum(x: Any) -> bool:
+    if not isinstance(x, dict):
+        return isinstance(x, str) and x != ""
+    shares = [x[k] for k in ("from", "to") if k in x]
+    stage = x.get("stage", 0)
+    return (
+        isinstance(x.get("name"), str)
+        and set(x) <= {"name", "from", "to", "stage"}
+        and all(map(_number, shares))
+        and isinstance(stage, int)
+        and not isinstance(stage, bool)
+        and stage >= 0
+    )
+
+
 # What the environment's own settings of a term look like.
 SETTINGS = {
     "fn": (lambda x: isinstance(x, str) and x != "", "the name of a term, or my_pkg.my_module:my_function"),
@@ -68,6 +83,7 @@ SETTINGS = {
         "[low, high] in seconds, 0 < low <= high",
     ),
     "schedule": (_schedule, "{start: step, end: step} in policy steps, whole numbers with 0 <= start < end"),
+    "curriculum": (_curriculum, "a name of task.curricula, or {name: NAME, from: 0.0, to: 1.0, stage: 1}"),
     "optional": (lambda x: isinstance(x, bool), "true or false"),
     "scale": (lambda x: _number(x) or _numbers(x), "a number, or one for each component"),
     "clip": (lambda x: _number(x) or _numbers(x) and len(x) == 2 and x[0] <= x[1], "a bound or [low, high]"),
@@ -78,7 +94,9 @@ SETTINGS = {
     "history": (lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 1, "an integer >= 1"),
     "delay": (_delay, "policy steps: an integer, or [low, high] with 0 <= low <= high <= 1000"),
 }
-OPTIONAL = frozenset({"scale", "clip", "noise", "history", "delay", "interval_s", "schedule"})  # null means: not set
+OPTIONAL = frozenset(
+    {"scale", "clip", "noise", "history", "delay", "interval_s", "schedule", "curriculum"}
+)  # null means: not set
 
 # Annotations that plain YAML values can be checked against; others are the term's own business.
 KINDS = {

@@ -22,7 +22,7 @@ from isaacrl.fuse.trace import may_ask
 from isaacrl.ground import Ground
 from isaacrl.state import Robot, State
 from isaacrl.task import Task, container
-from isaacrl.terms import Bound, add_sensors, bind, bind_sensors, find, stack
+from isaacrl.terms import Bound, add_sensors, bind, bind_curricula, bind_sensors, find, stack
 from isaacrl.terms.group import ObservationGroup
 from isaacrl.terms.randomization import randomized_fields
 from isaacrl.timer import Timer
@@ -36,7 +36,7 @@ class Env:
 
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg
-        self.device = _device(cfg.device)
+        self.device = sim.checked_device(cfg.device)
         self.task: Task = find("", cfg.task.env, "task.env")() if cfg.task.env else Task()
         scene = sim.make_scene(cfg.asset, cfg.task, edit=lambda spec: self._edit(spec, cfg))
         fields = randomized_fields(container(cfg.task)["events"], container(cfg.randomization))
@@ -64,9 +64,11 @@ class Env:
         self.engine.forward()
         s.refresh()
         self.sensor_terms = bind_sensors(table["sensors"], s)
+        s.whole.fill_(True)
+        s.episode_metrics = {name: torch.zeros(self.num_envs, device=self.device) for name in table["metrics"]}
+        self.curricula = bind_curricula(table["curricula"], s)
         self.command_terms = bind("commands", table["commands"], s, "task.commands")
         self._read_commands()
-        self.curricula = bind("curricula", table["curricula"], s, "task.curricula")
         self.task.setup(s, cfg)
         self.events = events = bind("events", table["events"], s, "task.events") + bind(
             "events", randomization, s, "randomization"
@@ -91,7 +93,6 @@ class Env:
             event(s, self.everywhere)
 
         self.episode_return = torch.zeros(self.num_envs, device=self.device)  # [E]
-        self.whole = self.everywhere.clone()  # worlds whose episode began at its beginning, [E]
         self.episode_metrics = torch.zeros(self.num_envs, len(self.task.metric_terms), device=self.device)
         columns = COUNTS + len(self.task.metric_terms) + len(self.task.reward_names)
         self._sums = torch.zeros(self.num_envs, columns, device=self.device)  # since the last read_metrics
@@ -136,7 +137,7 @@ class Env:
         s = self.state
         s.use_stream("stagger")
         s.episode_step.copy_((s.uniform(1)[:, 0] * self.max_episode_steps).long())
-        self.whole.fill_(False)
+        s.whole.fill_(False)
 
     @torch.no_grad()
     def step(self, action: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -251,7 +252,7 @@ class Env:
         for value in (s.action, s.last_action, self.episode_metrics):
             value.masked_fill_(mask[:, None], 0.0)  # not a product: NaN times 0 is NaN
         self.episode_return.masked_fill_(mask, 0.0)
-        self.whole |= mask
+        s.whole |= mask
         for term in [*self.memory_terms, *self.command_terms]:
             term.reset(s, mask)
         for event in self.interval_events:
@@ -305,7 +306,7 @@ class Env:
             *task.metric_terms,
             *self.command_terms,
         ]
-        return terms + self.events + [t for group in self.groups for t in group.terms]
+        return terms + self.curricula + self.events + [t for group in self.groups for t in group.terms]
 
     def _dry_run(self) -> None:
         """Every term once: mistakes show before training, and the engine learns which outputs are read."""
@@ -337,7 +338,7 @@ class Env:
         self.episode_return += reward
         measured = stack([t(s) for t in self.task.metric_terms], s)
         self.episode_metrics.copy_(torch.where(self._last_counts, measured, self.episode_metrics + measured))
-        ended = (done & self.whole).float()
+        ended = (done & s.whole).float()
         length = s.episode_step.float()
         # Means are exact for whole episodes.
         per_episode = torch.where(self._last_counts, self.episode_metrics, self.episode_metrics / length[:, None])
@@ -353,15 +354,19 @@ class Env:
         of_episodes = torch.where(ended[:, None] > 0, per_episode, 0.0)
         self._sums += torch.cat((torch.stack(counts, dim=1), of_episodes, rewards), dim=1)
         self.last_episode_metrics = per_episode  # [E, M], of the episodes that end in this step
+        s.episode_metrics = {t.name: per_episode[:, i] for i, t in enumerate(self.task.metric_terms)}
 
     def read_metrics(self) -> dict[str, float]:
         """Means since the last call; one copy to the host. Episode figures are absent if no episode ended."""
         sums = self._sums.sum(dim=0, dtype=torch.float64)
-        *sums, overflow = torch.cat((sums, self.engine.overflow.sum()[None])).tolist()
+        progress = [t.fn.progress[None] for t in self.curricula]
+        *sums, overflow = torch.cat((sums, *progress, self.engine.overflow.sum()[None])).tolist()
+        sums, progress = sums[: len(sums) - len(progress)], sums[len(sums) - len(progress) :]
         overflow, self._overflow = overflow - self._overflow, overflow
         self._sums.zero_()
         episodes, steps, n = sums[0], max(sums[5], 1.0), COUNTS + len(self.task.metric_terms)
         out = {"nonfinite": sums[3], "overflow": float(overflow), "torque": sums[4] / steps, "resets": sums[6]}
+        out |= {f"curriculum/{t.name}": value for t, value in zip(self.curricula, progress)}
         out["reward"] = sum(sums[n:]) / steps
         for name, value in zip(self.task.reward_names, sums[n:]):
             out[f"reward/{name}"] = value / steps
@@ -384,10 +389,11 @@ class Env:
             "random_step": s.random.step,
             "episode_return": self.episode_return,
             "episode_metrics": self.episode_metrics,
-            "whole": self.whole,
+            "whole": s.whole,
             "sums": self._sums,
         }
         out |= {"terrain_level": s.ground.level} if s.ground is not None else {}
+        out |= {f"curriculum/{t.name}/{k}": v for t in self.curricula for k, v in t.fn.tensors.items()}
         out |= {f"timer/{k}": v for k, v in self.timers.items()}
         out |= {f"obs/{k}": v for k, v in self.obs.items()}
         out |= {f"{k}/{g.name}": v for g in self.groups for k, v in g.memory.items()}
@@ -430,13 +436,6 @@ class Env:
             v.copy_(theirs[k])
         self.state.refresh()
         self._read_commands()
-
-
-def _device(name: str) -> str:
-    """'auto' means the first GPU, or the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return sim.checked_device(name)
 
 
 def make(task: str = "cartpole", *, overrides: Sequence[str] = (), **keys: Any) -> Env:

@@ -276,11 +276,11 @@ class Config:
 TERM_FAMILIES: dict[str, frozenset[str]] = {
     "actions": frozenset({"fn"}),
     "observations": frozenset({"fn", "scale", "clip", "noise", "history", "delay"}),
-    "rewards": frozenset({"fn", "weight"}),
+    "rewards": frozenset({"fn", "weight", "curriculum"}),
     "terminations": frozenset({"fn", "time_out"}),
     "sensors": frozenset({"fn"}),
-    "commands": frozenset({"fn"}),
-    "events": frozenset({"fn", "when", "interval_s", "schedule", "optional"}),
+    "commands": frozenset({"fn", "curriculum"}),
+    "events": frozenset({"fn", "when", "interval_s", "schedule", "optional", "curriculum"}),
     "curricula": frozenset({"fn"}),
     "metrics": frozenset({"fn", "reduce"}),
 }

@@ -240,7 +240,10 @@ class State(_Lazy):
         self.randomized: dict[str, Any] = {}  # fields with a value of their own in each world, by name
         self.left_out: dict[str, str] = {}  # optional entries that the robot has nothing for, and why
         self.ground: Ground | None = None  # the terrain; None: a plane at z = 0
-        self.share: float | Tensor = 1.0  # how far the schedule of the present event has come, 0 to 1
+        self.share: float | Tensor = 1.0  # how far the present term's schedule and curriculum have come, 0 to 1
+        self.curricula: dict[str, Any] = {}  # terms of the family `curricula`
+        self.whole = zeros(dtype=torch.bool)  # worlds whose episode began at its beginning, [E]
+        self.episode_metrics: dict[str, Tensor] = {}  # of the episodes so far, by name, [E]
 
     # --- the simulator's own names -----------------------------------------------------------------------------------
 
@@ -293,6 +296,10 @@ class State(_Lazy):
     def imu(self, name: str = "imu") -> Any:
         """The inertial measurement unit of that name: `isaacrl.terms.sensors.imu`."""
         return _named(self.sensors, name, "IMU", "sensors", has="lin_acc_b")
+
+    def curriculum(self, name: str) -> Any:
+        """The curriculum of that name: `isaacrl.terms.curricula`."""
+        return _named(self.curricula, name, "curriculum", "curricula")
 
     # --- the robot ---------------------------------------------------------------------------------------------------
 
@@ -404,13 +411,6 @@ class State(_Lazy):
         """MuJoCo's qpos in the default pose, on a terrain at the worlds' places, [E, nq]."""
         qpos = self.robot.default_qpos.expand(self.num_envs, -1)
         return qpos if self.ground is None else self.ground.placed(qpos)
-
-    def scheduled(self, schedule: dict[str, int] | None) -> float | Tensor:
-        """How far a schedule {start, end} [policy steps since the start of the run] has come, 0 to 1; 1 for none."""
-        if schedule is None:
-            return 1.0
-        start, end = schedule["start"], schedule["end"]
-        return ((self.random.step - start) / float(end - start)).clamp(0.0, 1.0)
 
     # --- randomness --------------------------------------------------------------------------------------------------
 

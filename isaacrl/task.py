@@ -78,7 +78,8 @@ class Task:
 
     def rewards(self, s: State) -> Tensor:
         """[E, K], the weighted reward terms per second; columns are `reward_names`."""
-        return stack([term(s) for term in self.reward_terms], s) * self.weights
+        values = [t(s) * t.share(s) if t.settings.get("curriculum") else t(s) for t in self.reward_terms]
+        return stack(values, s) * self.weights
 
     @property
     def reward_names(self) -> list[str]:

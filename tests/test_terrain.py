@@ -13,7 +13,6 @@ from isaacrl.env import Env
 from isaacrl.errors import UserError
 from isaacrl.schema import TerrainConfig
 from isaacrl.sim import terrain
-from isaacrl.terms import curricula
 
 ALL = dict.fromkeys(terrain.KINDS, 1.0)
 
@@ -134,15 +133,16 @@ def test_levels_rise_with_the_way_and_fall_without_it():
     s.commands["velocity"] = torch.tensor([[0.5, 0.0, 0.0]] * 30)  # 5 m in 10 s
     mask = torch.ones(30, dtype=torch.bool)
     mask[-5:] = False
-    s.use_stream("test")
-    curricula.terrain_levels(s, mask)
+    term = e.curricula[0]
+    term(s, mask)
     level = ground.level.view(6, 5)
     assert (level[:5, 0] == 2).all() and (level[:5, 1] == 0).all() and (level[:5, 3] == 1).all()
     assert (level[:5, 4] == 0).all() and (level[:5, 2] < 4).all() and len(set(level[:5, 2].tolist())) > 1
     assert level[5].tolist() == [1, 1, 3, 2, 0]
     s.commands["velocity"] = torch.zeros(30, 3)  # told to stand: it has come all the way
     before = ground.level.clone()
-    curricula.terrain_levels(s, torch.arange(30) % 5 == 4)
+    assert e.read_metrics()["curriculum/terrain_levels"] == pytest.approx(before.float().mean().item() / 3, abs=1e-6)
+    term(s, torch.arange(30) % 5 == 4)
     assert torch.equal(ground.level, before)
 
 

@@ -65,7 +65,9 @@ def _fastest(
 
 
 def checked_device(device: str) -> str:
-    """The device with its number; UserError where there is none of that name."""
+    """The device with its number, of auto the first GPU or else the CPU; UserError where there is none of that name."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = device.partition(":")
     if device == "cpu":
         return device

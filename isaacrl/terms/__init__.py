@@ -111,13 +111,30 @@ class Bound:
     def __call__(self, s: State, *args: Any) -> Any:
         s.use_stream(self.stream)
         trace.of(self.key)
-        s.share = s.scheduled(self.settings.get("schedule"))
         try:
+            s.share = self.share(s)
             return self.fn(s, *args, **self.params)
-        except UserError as e:  # an unknown command or sensor
+        except UserError as e:  # an unknown command, sensor or curriculum
             raise self._at_key(e) from None
         finally:
             trace.of("")
+
+    def share(self, s: State) -> float | Tensor:
+        """How far its schedule {start, end} [policy steps of the run] and its curriculum have come; 1 without any."""
+        share: float | Tensor = 1.0
+        if (schedule := self.settings.get("schedule")) is not None:
+            start, end = schedule["start"], schedule["end"]
+            share = ((s.random.step - start) / float(end - start)).clamp(0.0, 1.0)
+        if (node := self.settings.get("curriculum")) is not None:
+            node = {"name": node} if isinstance(node, str) else node
+            found, first = s.curriculum(node["name"]), float(node.get("from", 1.0 if "to" in node else 0.0))
+            progress = found.progress
+            if "stage" in node:
+                if found.stage is None:
+                    raise UserError(f"curriculum: '{node['name']}' has no stages; leave stage out")
+                progress = (found.stage >= node["stage"]).float()
+            share = share * (first + (float(node.get("to", 1.0)) - first) * progress)
+        return share
 
     def _at_key(self, e: UserError) -> UserError:
         """The error with the term's place in the configuration, which a term need not know."""
@@ -129,6 +146,7 @@ class Bound:
         if self.has_memory:
             s.use_stream(self.stream + ".advance")
             trace.of(self.key)
+            s.share = self.share(s)
             self._store(self.fn.advance(s), None)
             trace.of("")
 
@@ -137,6 +155,7 @@ class Bound:
         if self.has_memory:
             s.use_stream(self.stream + ".init")
             trace.of(self.key)
+            s.share = self.share(s)
             self._store(self.fn.init(s), mask)
             trace.of("")
 
@@ -202,6 +221,13 @@ def bind_sensors(table: Mapping[str, Any], s: State) -> list[Bound]:
         term = Bound("sensors", name, node, s, f"task.sensors.{name}")
         s.sensors[name] = term.fn
         terms.append(term)
+    return terms
+
+
+def bind_curricula(table: Mapping[str, Any], s: State) -> list[Bound]:
+    """The terms of a `task.curricula` table; State gives them by name."""
+    terms = bind("curricula", table, s, "task.curricula")
+    s.curricula |= {t.name: t.fn for t in terms}
     return terms
 
 

@@ -1,4 +1,7 @@
-"""Commands: terms with memory whose value [E, n] a task asks the robot to follow. Read with s.command(name)."""
+"""Commands: terms with memory whose value [E, n] a task asks the robot to follow. Read with s.command(name).
+
+`curriculum: NAME` multiplies what `uniform` and `velocity` draw by a curriculum's progress (isaacrl.terms.curricula).
+"""
 
 import torch
 from torch import Tensor
@@ -22,7 +25,7 @@ class uniform(Term):
         self.steps_left: Tensor
 
     def _draw(self, s: State) -> Tensor:
-        return s.uniform(len(self.low), self.low, self.high)
+        return s.share * s.uniform(len(self.low), self.low, self.high)
 
     def init(self, s: State) -> dict[str, Tensor]:
         steps = torch.full((s.num_envs,), self.period, dtype=torch.int64, device=s.device)
@@ -77,7 +80,7 @@ class velocity(Term):
         self.steps_left: Tensor  # until the next draw, [E]
 
     def _draw(self, s: State) -> dict[str, Tensor]:
-        value = s.uniform(3, self.low, self.high)
+        value = s.share * s.uniform(3, self.low, self.high)
         chance = s.uniform(2)
         stands = chance[:, 0] < self.standing
         if self.minimum > 0.0:
