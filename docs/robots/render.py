@@ -20,7 +20,7 @@ CAMERAS = {
     "go2": {"lookat": [0, 0, 0.2], "distance": 1.25, "azimuth": 140, "elevation": -18},
     "g1": {"lookat": [0.05, 0, 0.64], "distance": 1.95, "azimuth": 140, "elevation": -10},
     "anymal_c": {"lookat": [0, 0, 0.34], "distance": 2.05, "azimuth": 140, "elevation": -18},
-    "h1": {"lookat": [0.05, 0, 0.88], "distance": 2.7, "azimuth": 140, "elevation": -10},
+    "h1": {"lookat": [0.05, 0, 0.87], "distance": 2.6, "azimuth": 140, "elevation": -10},
     "franka": {"lookat": [0.2, 0, 0.38], "distance": 1.6, "azimuth": 130, "elevation": -12},
 }
 
