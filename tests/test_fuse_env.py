@@ -14,10 +14,7 @@ from isaacrl.env import make
 from isaacrl.errors import UserError
 
 E = 101  # no number of anything else
-TASKS = (
-    *("ant", "anymal_flat", "cartpole", "cartpole_swingup", "franka_reach", "g1_flat", "go2_flat", "h1_flat"),
-    "humanoid",
-)
+TASKS = "ant anymal_flat cartpole cartpole_swingup franka_reach g1_flat go2_flat h1_flat humanoid".split()
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 
