@@ -14,7 +14,10 @@ from isaacrl.env import make
 from isaacrl.errors import UserError
 
 E = 101  # no number of anything else
-TASKS = ("ant", "cartpole", "cartpole_swingup", "franka_reach", "g1_flat", "go2_flat", "go2_rough", "humanoid")
+TASKS = (
+    *("anymal_flat", "ant", "cartpole", "cartpole_swingup", "franka_reach", "g1_flat", "go2_flat", "go2_rough"),
+    *("h1_flat", "humanoid"),
+)
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 

@@ -358,8 +358,11 @@ def test_optional_entries_are_left_out_with_one_line(capsys):
         make("cartpole", 4, "randomization.p={fn: push, velocity: [1, 1, 0]}")
 
 
+TASKS = ["ant", "humanoid", "go2_flat", "anymal_flat", "g1_flat", "h1_flat", "franka_reach", "cartpole_swingup"]
+
+
 @pytest.mark.parametrize("group", ["none", "default", "hard"])
-@pytest.mark.parametrize("task", ["ant", "humanoid", "go2_flat", "g1_flat", "franka_reach", "cartpole_swingup"])
+@pytest.mark.parametrize("task", TASKS)
 def test_the_groups_go_with_every_robot(task, group, capsys):
     env = make(task, 4, f"randomization={group}")
     for _ in range(3):

@@ -16,6 +16,7 @@ from isaacrl import sim
 from isaacrl.schema import AssetConfig, SimConfig
 from isaacrl.sim.actuators import Law
 from isaacrl.sim.assets import lowest_point
+from isaacrl.sim.fused.coverage import uncovered
 from isaacrl.state import Robot
 
 ROOT = Path(isaacrl.__file__).parent.parent
@@ -123,10 +124,53 @@ G1 = Published(
     },
     speeds={},
 )
+# ANYmal C: the links of ANYbotics' URDF. Height: hip to knee to the foot's centre, and the foot's radius.
+ANYMAL_BASE = 6.222 + 0.534 + 1.15 + 0.3262 + 0.314 + 2 * 0.73 + 5.53425 + 0.065 + 0.142 + 0.01  # to hatches and IMU
+ANYMAL_SENSORS = 4 * 0.16043 + 2 * 0.287 + 0.545 + 0.695  # cameras, the lidar and its cage
+ANYMAL_LEG = 3 * 0.001 + 0.74 + 1.03 + 0.33742 + 0.25  # drive outputs, hip, thigh, shank, foot
+ANYMAL_C = Published(
+    joints=12,
+    mass=ANYMAL_BASE + ANYMAL_SENSORS + 4 * ANYMAL_LEG + 12 * 2.04,
+    height=(0.285 + 0.31547) * math.cos(0.4) - 0.08795 * math.sin(0.4) + 0.03,
+    limits={"L._HAA": (-0.72, 0.49), "R._HAA": (-0.49, 0.72), ".*_[HK]FE": (-9.42478, 9.42478)},
+    efforts={".*": 80.0},
+    speeds={".*": 7.5},
+)
+# H1: mujoco_menagerie's bodies; ranges and torques are Unitree's too. Height: hips, two links, heel of the sole.
+H1 = Published(
+    joints=19,
+    mass=5.39
+    + 17.789
+    + 2 * (2.244 + 2.232 + 4.152 + 1.721 + 0.446)  # leg
+    + 2 * (1.033 + 0.793 + 0.839 + 0.669),  # arm
+    height=0.1742 + 0.4 * math.cos(0.28) + 0.4 * math.cos(0.51) + 0.056 + 0.035 * 0.01 + 0.014,
+    limits={
+        ".*_hip_(yaw|roll)": (-0.43, 0.43),
+        ".*_hip_pitch": (-1.57, 1.57),
+        ".*_knee": (-0.26, 2.05),
+        ".*_ankle": (-0.87, 0.52),
+        "torso": (-2.35, 2.35),
+        ".*_shoulder_pitch": (-2.87, 2.87),
+        "left_shoulder_roll": (-0.34, 3.11),
+        "right_shoulder_roll": (-3.11, 0.34),
+        "left_shoulder_yaw": (-1.3, 4.45),
+        "right_shoulder_yaw": (-4.45, 1.3),
+        ".*_elbow": (-1.25, 2.61),
+    },
+    efforts={
+        ".*_hip_.*|torso": 200.0,
+        ".*_knee": 300.0,
+        ".*_ankle|.*_shoulder_(pitch|roll)": 40.0,
+        ".*_shoulder_yaw|.*_elbow": 18.0,
+    },
+    speeds={},
+)
 ROBOTS = {
     "ant": ANT,
     "humanoid": HUMANOID,
     "g1": G1,
+    "h1": H1,
+    "anymal_c": ANYMAL_C,
     "go2": Published(
         joints=12,
         mass=6.921 + 4 * (0.678 + 1.152 + 0.241352),
@@ -215,10 +259,11 @@ def run(scene, robot, seconds, target):
     return stepper.field("qpos")[0].double().clone(), float(up[0, robot.base, 8])
 
 
-@pytest.mark.parametrize("name", ["go2"])
-def test_stands_for_two_seconds(name):
+@pytest.mark.parametrize("name, seconds", [("go2", 2.0), ("anymal_c", 2.0), ("h1", 0.5)])
+def test_stands_for_that_long(name, seconds):
+    """The quadrupeds for good; the H1's ankles do not hold it up for much longer."""
     _, scene, robot = load(name)
-    qpos, upright = run(scene, robot, 2.0, robot.default_joint_pos)
+    qpos, upright = run(scene, robot, seconds, robot.default_joint_pos)
     assert float(qpos[2]) == pytest.approx(ROBOTS[name].height, rel=0.15)
     assert upright > 0.98
 
@@ -312,7 +357,7 @@ def test_panda_hand_is_where_frankas_dh_parameters_put_it():
         np.testing.assert_allclose(data.site("ee").xmat.reshape(3, 3), frame[:3, :3], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ant", "go2", "franka"])
+@pytest.mark.parametrize("name", ["ant", "go2", "anymal_c", "franka"])
 def test_touches_the_ground_but_not_itself(name):
     """Random poses at the height of the ground."""
     _, scene, robot = load(name)
@@ -342,11 +387,32 @@ def test_pd_torque_of_a_fast_joint_is_the_motors():
     assert float(torque[thigh]) == pytest.approx(23.7 / 2) and float(torque[calf]) == pytest.approx(45.43 / 2)
 
 
-def test_g1_inertia_of_the_whole_robot():
-    """Centre of mass from the pelvis and inertia tensor about it, joints at 0.3 sin(i): the published model's."""
-    _, scene, robot = load("g1")
+# Centre of mass from the base [m] and inertia tensor about it [kg m^2], joints at 0.3 sin(i). G1: the published one's.
+# H1: mujoco_menagerie's. ANYmal C: menagerie's legs, which have frames of their own, on a base of the URDF's links.
+INERTIA = {
+    "g1": (
+        [0.0381145, -0.0018708, -0.0933755],
+        [[3.6517272, 0.0418115, -0.1404221], [0.0418115, 3.2327670, 0.4130895], [-0.1404221, 0.4130895, 0.5870199]],
+        1e-6,
+    ),
+    "h1": (
+        [-0.0053307, 0.0026443, -0.0269732],
+        [[6.1767737, -0.0824387, -0.5078313], [-0.0824387, 5.2551592, 0.2269315], [-0.5078313, 0.2269315, 1.4401309]],
+        1e-6,
+    ),
+    "anymal_c": (  # menagerie's legs are rounded
+        [-0.0100879, 0.0015087, -0.0703710],
+        [[2.0178933, 0.2032475, 0.0483014], [0.2032475, 6.2362240, 0.0112291], [0.0483014, 0.0112291, 6.2120401]],
+        1e-5,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INERTIA)
+def test_inertia_of_the_whole_robot(name):
+    _, scene, robot = load(name)
     model, data = scene.model, mujoco.MjData(scene.model)
-    data.qpos[robot.qpos_adr] = 0.3 * np.sin(np.arange(29))
+    data.qpos[robot.qpos_adr] = 0.3 * np.sin(np.arange(len(robot.joint_names)))
     mujoco.mj_kinematics(model, data)
     com = model.body_mass @ data.xipos / model.body_mass.sum()
     inertia = np.zeros((3, 3))
@@ -354,13 +420,24 @@ def test_g1_inertia_of_the_whole_robot():
         rotation, r = data.ximat[body].reshape(3, 3), data.xipos[body] - com
         inertia += rotation @ np.diag(model.body_inertia[body]) @ rotation.T
         inertia += model.body_mass[body] * (r @ r * np.eye(3) - np.outer(r, r))
-    np.testing.assert_allclose(com - data.xpos[robot.base], [0.0381145, -0.0018708, -0.0933755], atol=1e-6)
-    expected = [
-        [3.6517272, 0.0418115, -0.1404221],
-        [0.0418115, 3.2327670, 0.4130895],
-        [-0.1404221, 0.4130895, 0.5870199],
-    ]
-    np.testing.assert_allclose(inertia, expected, atol=1e-6)
+    centre, tensor, tolerance = INERTIA[name]
+    np.testing.assert_allclose(com - data.xpos[robot.base], centre, atol=1e-6)
+    np.testing.assert_allclose(inertia, tensor, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["anymal_c", "h1"])
+def test_engine_warp_covers_it(name):
+    assert uncovered(load(name)[1].model) == []
+
+
+def test_anymal_c_drives_give_80_nm_up_to_a_third_of_their_speed():
+    """Isaac Lab's line: 120 N m at stall, none at 7.5 rad/s, cut at 80 N m."""
+    _, scene, robot = load("anymal_c")
+    law = Law(scene.actuation, 1, "cpu", torch.float64)
+    target = robot.default_joint_pos.double()[None] + 100.0
+    for speed, torque in ((0.0, 80.0), (2.5, 80.0), (5.0, 40.0), (7.5, 0.0)):
+        qvel = torch.full((1, scene.model.nv), speed, dtype=torch.float64)
+        np.testing.assert_allclose(law.control(target, robot.default_qpos.double()[None], qvel)[0], torque, atol=1e-9)
 
 
 def test_g1_gains_follow_from_rotors_and_gears():
@@ -386,19 +463,23 @@ def test_g1_gains_follow_from_rotors_and_gears():
 
 
 @pytest.mark.parametrize(
-    "joints, bodies",
+    "name, joints, bodies",
     [
-        ({"left_hip_roll_joint": -0.3, "right_hip_roll_joint": 0.3}, {"left_knee_link", "right_knee_link"}),
+        ("g1", {"left_hip_roll_joint": -0.3, "right_hip_roll_joint": 0.3}, {"left_knee_link", "right_knee_link"}),
         (
+            "g1",
             {"left_hip_roll_joint": -0.15, "right_hip_roll_joint": 0.15},
             {"left_ankle_roll_link", "right_ankle_roll_link"},
         ),
-        ({"left_shoulder_yaw_joint": -1.4, "left_elbow_joint": -0.3}, {"left_wrist_yaw_link", "torso_link"}),
+        ("g1", {"left_shoulder_yaw_joint": -1.4, "left_elbow_joint": -0.3}, {"left_wrist_yaw_link", "torso_link"}),
+        ("h1", {"left_hip_roll": -0.3, "right_hip_roll": 0.3}, {"left_knee_link", "right_knee_link"}),
+        ("h1", {"left_hip_roll": -0.22, "right_hip_roll": 0.22}, {"left_ankle_link", "right_ankle_link"}),
+        ("h1", {"left_shoulder_yaw": -1.3, "left_elbow": -0.5}, {"left_elbow_link", "torso_link"}),
     ],
 )
-def test_g1_runs_into_itself(joints, bodies):
+def test_runs_into_itself(name, joints, bodies):
     """Shins pressed together, feet side by side, a hand before the chest; in the default pose nothing touches."""
-    _, scene, robot = load("g1")
+    _, scene, robot = load(name)
     data = posed(scene, robot)
     data.qpos[2] = 2.0
     mujoco.mj_forward(scene.model, data)

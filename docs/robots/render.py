@@ -19,6 +19,8 @@ CAMERAS = {
     "humanoid": {"lookat": [0.05, 0, 0.74], "distance": 2.35, "azimuth": 140, "elevation": -10},
     "go2": {"lookat": [0, 0, 0.2], "distance": 1.25, "azimuth": 140, "elevation": -18},
     "g1": {"lookat": [0.05, 0, 0.64], "distance": 1.95, "azimuth": 140, "elevation": -10},
+    "anymal_c": {"lookat": [0, 0, 0.34], "distance": 2.05, "azimuth": 140, "elevation": -18},
+    "h1": {"lookat": [0.05, 0, 0.87], "distance": 2.6, "azimuth": 140, "elevation": -10},
     "franka": {"lookat": [0.2, 0, 0.38], "distance": 1.6, "azimuth": 130, "elevation": -12},
 }
 
@@ -26,7 +28,7 @@ CAMERAS = {
 def draw(name: str) -> np.ndarray:
     """The robot in its default pose on its ground, uint8 [600, 800, 3]."""
     asset = OmegaConf.merge(OmegaConf.structured(AssetConfig), OmegaConf.load(ASSETS / f"{name}.yaml"))
-    model = make_scene(asset, OmegaConf.create({"physics_dt": 0.005})).model
+    model = make_scene(asset, OmegaConf.create({"physics_dt": 0.005})).visual_model
     robot = Robot(model, asset.base, dict(asset.default_pose), "cpu")
     qpos = robot.default_qpos.numpy()[None, None]
     return next(iter(render_frames(model, qpos, camera=CAMERAS[name], width=800, height=600)))
