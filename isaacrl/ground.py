@@ -39,7 +39,7 @@ class Ground:
     @property
     def origin(self) -> Tensor:
         """Where the robots stand at the start of an episode, world frame [m], [E, 3]."""
-        return self.origins[self.level, self.column]
+        return self.origins.flatten(0, 1)[self.level * len(self.kinds) + self.column]
 
     def placed(self, qpos: Tensor) -> Tensor:
         """qpos [E, nq] with the base moved to the worlds' patches."""

@@ -224,6 +224,20 @@ def test_products_and_rotations():
     many.check()
 
 
+def test_looking_up_in_a_table_that_all_worlds_share():
+    """Each world at its own places, in a table larger than what a world would work out; negative ones too."""
+    g, many = torch.Generator().manual_seed(6), Many()
+    for dtype in (torch.float32, torch.int64, torch.bool):
+        table, pairs = values(dtype, (5000,), g, [1.0, 2.0]), values(dtype, (2000, 3), g, [1.0])
+        one, some = torch.randint(-2000, 2000, (E,), generator=g), torch.randint(0, 2000, (E, 4), generator=g)
+        grid = torch.randint(0, 2000, (E, 2, 3), generator=g)
+        for index in (one, some, grid):
+            many.add(lambda x, i: x[i], table, index)
+            many.add(lambda x, i: x[i], pairs, index)
+        many.add(lambda x, i: x[:, 1][i], pairs, some)
+    many.check()
+
+
 def test_choosing_and_putting():
     """Indices of all worlds and of each, negative ones too, twice the same, few elements and many."""
     g, many = torch.Generator().manual_seed(4), Many()

@@ -37,8 +37,9 @@ class _Lowering:
             raise NotLocal("dtype, or worlds among other axes")
         if step.mutates and any(v.axis is None and v.store.external for v in step.mutates):
             raise NotLocal("changes what all worlds share")
+        table = step.args[0] if step.name == "aten.index.Tensor" else None  # is read here and there alone
         for v in views:
-            if v.axis is None and math.prod(v.size) > MAX_SHARED:
+            if v.axis is None and math.prod(v.size) > MAX_SHARED and v is not table:
                 raise NotLocal("large memory without worlds")
             if v.store.world is not None and v.axis is None:
                 raise NotLocal("one world's part of what belongs to all")
@@ -315,6 +316,8 @@ class _Lowering:
     def choose(self, out: View, source: View, indices: list[Any]) -> Loop:
         """source[.., i, ..] with one tensor of indices of one axis."""
         dims = [d for d, i in enumerate(indices) if i is not None]
+        if dims == [0] and source.axis is None and indices[0].axis is not None:
+            return self.look_up(out, source, indices[0])
         if len(dims) != 1 or len(indices[dims[0]].size) != 1:
             raise NotLocal("several index tensors")
         dim, index = dims[0], indices[dims[0]]
@@ -333,6 +336,19 @@ class _Lowering:
         lead = [1] * (len(out.size) - dim - 1)
         place = View(place.store, place.offset, (*place.size, *lead), (*place.stride, *[0] * len(lead)), None)
         read.chosen = ((self.operand(place, out.size, out.axis), source.stride[dim], source.size[dim]),)
+        return Loop(size, target, [read], "{0}", TYPES[out.store.dtype])
+
+    def look_up(self, out: View, source: View, index: View) -> Loop:
+        """source[i], what all worlds share at each world's own indices."""
+        size, target = self.own(out)
+        shape = tuple(1 if d == index.axis else n for d, n in enumerate(index.size))
+        rest = len(source.size) - 1
+        window = View(
+            source.store, source.offset, (*shape, *source.size[1:]), (*[0] * len(shape), *source.stride[1:]), None
+        )
+        place = View(index.store, index.offset, (*index.size, *[1] * rest), (*index.stride, *[0] * rest), index.axis)
+        read = self.operand(window, out.size, out.axis)
+        read.chosen = ((self.operand(place, out.size, out.axis), source.stride[0], source.size[0]),)
         return Loop(size, target, [read], "{0}", TYPES[out.store.dtype])
 
     def gather(self, out: View, source: View, dim: int, index: View) -> Loop:
