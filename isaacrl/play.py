@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from isaacrl import algos, render
 from isaacrl.env import Env
 from isaacrl.errors import UserError
+from isaacrl.terms.curricula import hold
 
 FPS = 30  # frames a second of a video; steps are subsampled to come near it
 FILM_S, FILM_FPS, FILM_WORLDS, FILM_SEED = 5.0, 15, 4, 1000  # of the videos that training makes itself: small
@@ -57,6 +58,7 @@ def play(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
 def film(cfg: DictConfig, algo: Any, run_path: Path, iteration: int) -> Path:
     """A short video of the policy as it is now, in an environment of its own: training does not notice but the time."""
     env = Env(OmegaConf.merge(cfg, {"num_envs": FILM_WORLDS, "seed": FILM_SEED}))
+    hold(env, algo.env.state_dict()["env"])
     qpos, _ = record(env, algo.act, max(1, round(FILM_S / env.step_dt)))
     every = max(1, round(1.0 / (FILM_FPS * env.step_dt)))
     camera: Any = OmegaConf.to_container(cfg.task.camera)

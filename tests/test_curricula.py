@@ -6,6 +6,7 @@ import torch
 from isaacrl.config import compose
 from isaacrl.env import Env
 from isaacrl.errors import UserError
+from isaacrl.terms.curricula import hold
 
 
 def env(*overrides, task="cartpole", num_envs=8):
@@ -128,6 +129,25 @@ def test_progress_is_logged_and_stored():
     assert one.read_metrics()["curriculum/grows"] == pytest.approx(0.25)
     other.load_state_dict(one.state_dict())
     assert progress(other) == pytest.approx(0.25)
+
+
+def test_what_is_no_training_stands_where_the_checkpoint_does():
+    """Progress as it was, levels as often as there were, and neither moves."""
+    small = ["task.terrain.levels=4", "task.terrain.columns=6", "task.terrain.border=3"]
+    grows = "+task.curricula.grows={fn: performance, metric: lin_vel_error, below: 9.0, episodes: 4}"
+    one, other = (env(*small, grows, task="go2_rough", num_envs=n) for n in (40, 20))
+    one.state.ground.level.copy_(torch.tensor([0, 1, 1, 3] * 10))
+    one.state.curriculum("grows").progress.fill_(0.5)
+    hold(other, one.state_dict()["env"])
+    ground = other.state.ground
+    assert torch.bincount(ground.level, minlength=4).tolist() == [5, 10, 0, 5]
+    for column in range(6):  # levels are spread over the kinds
+        assert len(set(ground.level[ground.column == column].tolist())) > 1 or column > 4
+    assert ((other.state.base_pos_w - ground.origin)[:, :2].abs() < 0.05).all()
+    before = ground.level.clone()
+    other.state.episode_step.fill_(other.max_episode_steps - 1)
+    other.step(torch.zeros(20, other.task.num_actions))
+    assert progress(other) == 0.5 and torch.equal(ground.level, before)
 
 
 def test_a_compiled_step_moves_it_as_a_plain_one_does():

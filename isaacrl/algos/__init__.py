@@ -11,6 +11,7 @@ from isaacrl.algos.ppo import PPO
 from isaacrl.algos.sac import SAC
 from isaacrl.algos.td3 import TD3
 from isaacrl.errors import UserError
+from isaacrl.terms.curricula import hold
 
 ALGORITHMS = {"ppo": PPO, "sac": SAC, "td3": TD3}
 SMALL = 64  # networks up to this width run on one CPU thread
@@ -51,11 +52,15 @@ def check_signature(stored: dict[str, Any], env: Any) -> None:
 
 
 def load(env: Any, cfg: DictConfig, run: Path, which: str) -> tuple[Any, dict[str, Any]]:
-    """The trained algorithm of a run, and the index entry of its checkpoint ('best', 'latest' or a path)."""
+    """The trained algorithm of a run, and the index entry of its checkpoint ('best', 'latest' or a path).
+
+    The environment's curricula stand from now on where they stood in that checkpoint.
+    """
     state, entry = runs.load_checkpoint(run, which)
     check_signature(state["signature"], env)
     algo = build(env, cfg)
     take_policy(algo, state)
+    hold(env, state["env"]["env"])
     return algo, entry
 
 

@@ -42,6 +42,22 @@ def good(s: State, mask: Tensor, metric: str, above: float | None, below: float 
     return torch.where(reached, ended, 0.0), ended
 
 
+def hold(env: Any, stored: dict[str, Tensor]) -> None:
+    """Let an environment that is not for training stand where a checkpoint's stands: curricula as they are there, and
+    moved no more; levels of a terrain as often as there. stored: the training environment's tensors."""
+    s, held = env.state, bool(env.curricula)
+    for term in env.curricula:
+        for name, value in term.fn.tensors.items():
+            value.copy_(stored[f"curriculum/{term.name}/{name}"])
+    env.curricula = []
+    if s.ground is not None:
+        theirs = stored["terrain_level"].sort().values.to(s.device)
+        each = torch.randperm(s.num_envs, generator=torch.Generator().manual_seed(0)).to(s.device)
+        s.ground.level.copy_(theirs[(each * len(theirs)) // s.num_envs])
+    if held or s.ground is not None:
+        env.reset()
+
+
 class steps(Curriculum):
     """From 0 at policy step `start` of the run to 1 at `end`."""
 
