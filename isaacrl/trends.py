@@ -22,7 +22,7 @@ class History:
         self.iteration = 0
         self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=SHORT))
         self.least_error = math.inf  # of TD errors, means of SHORT
-        self.returns, self.lengths = Rise(), Rise()
+        self.returns, self.lengths, self.episodes = Rise(), Rise(), 0.0
         self.largest_reward = 0.0  # mean a step, absolute
 
     def add(self, metrics: dict[str, float | None], iteration: int) -> None:
@@ -38,6 +38,7 @@ class History:
         if (error := self.mean("td_error")) is not None:
             self.least_error = min(self.least_error, error)
         self.largest_reward = max(self.largest_reward, abs(self.mean("reward") or 0.0))
+        self.episodes += metrics.get("episodes") or 0.0
         self.returns.add(metrics.get("return"), iteration)
         self.lengths.add(metrics.get("episode_length"), iteration)
 

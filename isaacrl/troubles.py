@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from isaacrl.progress import number
 from isaacrl.trends import SHORT, History
 
+FEWEST_EPISODES = 100  # that tell how the return goes
+CONSTANT = -1e6  # explained variance below which returns do not vary at all
 MAX_TOLD = 3  # times that one trouble is shown; the summary counts them all
 
 
@@ -38,7 +40,7 @@ def collapse(h: History, told: bool) -> Finding | None:
 
 def kl(h: History, told: bool) -> Finding | None:
     value = h.recent["kl"][-1] if h.recent.get("kl") else 0.0
-    limit = max(10.0 * h.algo.get("desired_kl", 0.0), 0.1)
+    limit = max(10.0 * h.algo["desired_kl"], 0.1)
     if value <= (0.5 if told else 1.0) * limit:
         return None
     measured = f"KL of an update {number(value)}, aim {number(h.algo['desired_kl'])}"
@@ -56,39 +58,38 @@ def kl(h: History, told: bool) -> Finding | None:
 
 def value_loss(h: History, told: bool) -> Finding | None:
     """Normalized targets have a variance of 1: so has the loss of a critic that knows nothing."""
-    loss, explained = h.mean("loss/value"), h.mean("explained_variance")
-    if loss is None or explained is None:
+    loss, explained, normalized = h.mean("loss/value"), h.mean("explained_variance"), h.algo["normalize_value"]
+    if loss is None or explained is None or h.iteration <= 2 * SHORT or explained < CONSTANT:
         return None
-    large = loss > (3.0 if told else 10.0) if h.algo.get("normalize_value") else explained < (-0.5 if told else -2.0)
-    if not large and math.isfinite(loss) or h.iteration <= 2 * SHORT:
+    large = loss > (3.0 if told else 10.0) if normalized else explained < (-0.5 if told else -2.0)
+    if not large and math.isfinite(loss):
         return None
     measured = f"value loss {number(loss)}, explained variance {number(explained)}"
-    if not h.algo.get("normalize_value"):
-        return Finding(
-            measured, "returns too large, or the learning rate", "algo.normalize_value=true, or lower algo.lr"
-        )
-    return Finding(measured, "learning rate too large, or rewards that jump", _lower_rate(h) + "; see task.rewards")
+    remedy = _rate(h) if normalized else f"algo.normalize_value=true; {_rate(h)}"
+    return Finding(measured, "the critic does not follow the returns: step size, or rewards that jump", remedy)
 
 
 def no_value(h: History, told: bool) -> Finding | None:
     """A solved task has returns that hardly vary, which nothing can explain: then the loss is small."""
     loss, explained = h.mean("loss/value"), h.mean("explained_variance")
-    if loss is None or explained is None or math.isinf(loss) or loss < 0.1 or explained > (0.1 if told else 0.0):
+    if loss is None or explained is None or math.isinf(loss) or loss < 0.1:
+        return None
+    if not CONSTANT < explained <= (0.1 if told else 0.0):
         return None
     measured = f"explained variance {number(explained)} for long, value loss {number(loss)}"
     return Finding(
-        measured, "the critic learns nothing from what it sees", "raise algo.lr; algo.gamma, task.observations"
+        measured, "the critic learns nothing from what it sees", f"{_rate(h)}; algo.gamma, task.observations"
     )
 
 
 def dead_value(h: History, told: bool) -> Finding | None:
-    loss = h.mean("loss/value")
-    if loss is None or loss > (1e-7 if told else 1e-9) or not any(h.rewards().values()):
+    loss, explained = h.mean("loss/value"), h.mean("explained_variance")
+    if loss is None or explained is None or not any(h.rewards().values()):
         return None
-    measured = f"value loss {number(loss)}"
-    return Finding(
-        measured, "the reward is the same whatever the robot does", "give a term of task.rewards that varies"
-    )
+    if loss > (1e-7 if told else 1e-9) and explained > CONSTANT:
+        return None
+    measured = f"value loss {number(loss)}, explained variance {number(explained)}: returns do not vary"
+    return Finding(measured, "the same reward whatever the robot does", "give a term of task.rewards that varies")
 
 
 def no_reward(h: History, told: bool) -> Finding | None:
@@ -109,31 +110,31 @@ def reward_dominated(h: History, told: bool) -> Finding | None:
     share = abs(rewards[name]) / total
     penalty = rewards[name] < 0.0 and any(v > 0.0 for v in rewards.values())
     early = told or h.iteration <= max(4 * SHORT, 0.2 * h.iterations)
-    if not (early and share > (0.99 if told else 0.999) or penalty and share > (0.8 if told else 0.9)):
+    if not (early and share > (0.98 if told else 0.995) or penalty and share > (0.8 if told else 0.9)):
         return None
     cause = "a penalty outweighs all rewards" if penalty else "the other terms hardly count"
     return Finding(f"{name} is {100.0 * share:.4g}% of the reward", cause, f"task.rewards.{name}.weight nearer to 0")
 
 
 def exploration(h: History, told: bool) -> Finding | None:
+    std, floor = h.mean("std"), h.algo["min_std"]
     if h.iteration > 0.5 * h.iterations and not told or h.solved():
         return None
-    std, floor = h.mean("std"), h.algo.get("min_std")
-    if std is not None and floor is not None:
-        if std > (1.2 if told else 1.02) * floor or h.algo["init_std"] <= 1.05 * floor:
-            return None
-        measured = f"std {number(std)} is at its floor"
-        return Finding(
-            measured, "noise vanished before the task was learned", f"raise algo.entropy_coef; {_lower_rate(h)}"
-        )
+    if std is None or std > (1.2 if told else 1.02) * floor or h.algo["init_std"] <= 1.05 * floor:
+        return None
+    remedy = f"raise algo.entropy_coef; {_lower_rate(h)}"
+    return Finding(f"std {number(std)} is at its floor", "noise vanished before the task was learned", remedy)
+
+
+def entropy_low(h: History, told: bool) -> Finding | None:
     entropy = h.mean("entropy")
-    if entropy is None or "target_entropy" not in h.algo:
+    target = min(h.algo["target_entropy"], 0.0) * h.num_actions  # no action between -1 and 1 has more than 0.69
+    if entropy is None or entropy > target - (0.5 if told else 1.0) * h.num_actions:
         return None
-    target = h.algo["target_entropy"] * h.num_actions
-    if entropy > target - (0.5 if told else 1.0) * h.num_actions:
-        return None
-    measured = f"entropy {number(entropy)}, target {number(target)}"
-    return Finding(measured, "too little weight of the entropy", "algo.tune_alpha=true, or raise algo.alpha")
+    remedy = (
+        "lower algo.lr, or raise algo.alpha" if h.algo["tune_alpha"] else "algo.tune_alpha=true, or raise algo.alpha"
+    )
+    return Finding(f"entropy {number(entropy)}, target {number(target)}", "too little weight of the entropy", remedy)
 
 
 def noise_ceiling(h: History, told: bool) -> Finding | None:
@@ -141,13 +142,14 @@ def noise_ceiling(h: History, told: bool) -> Finding | None:
     if (
         std is None
         or ceiling is None
-        or std < (0.8 if told else 0.97) * ceiling
         or h.algo["init_std"] >= 0.95 * ceiling
+        or std < (0.8 if told else 0.97) * ceiling
     ):
         return None
-    return Finding(
-        f"std {number(std)} is at its ceiling", "the entropy bonus outweighs the reward", "lower algo.entropy_coef"
-    )
+    measured = f"std {number(std)} is at its ceiling"
+    if h.algo["entropy_coef"] > 0.0:
+        return Finding(measured, "the entropy bonus outweighs the reward", "lower algo.entropy_coef")
+    return Finding(measured, "updates too large, or noise costs no reward", f"{_lower_rate(h)}; lower algo.max_std")
 
 
 def saturated(h: History, told: bool) -> Finding | None:
@@ -164,9 +166,12 @@ def no_progress(h: History, told: bool) -> Finding | None:
     """The return has not once been above where it began, nor have episodes become longer."""
     r = h.returns
     waited = h.iteration - r.first_at
-    if r.count <= SHORT or waited < max(30, 0.2 * h.iterations) or r.risen or h.lengths.risen or h.solved():
+    early = waited < max(30, 0.2 * h.iterations) or h.episodes < FEWEST_EPISODES
+    if early or r.count <= SHORT or r.risen or h.lengths.risen or h.solved():
         return None
     measured = f"return {number(r.smooth)} after {waited} iterations, {number(r.first)} at first"
+    if r.noise <= 1e-6 * abs(r.smooth):
+        return Finding(measured, "the same reward whatever the robot does", "give a term of task.rewards that varies")
     return Finding(
         measured, "no signal to learn from, or wrong step sizes", "see isaacrl check; task.rewards, algo.lr, algo.gamma"
     )
@@ -215,12 +220,13 @@ def q_bound(h: History, told: bool) -> Finding | None:
 
 
 def td_error(h: History, told: bool) -> Finding | None:
-    error, q = h.mean("td_error"), h.mean("q")
-    if error is None or q is None:
+    """Scaled rewards have returns with a standard deviation of 1 at most: an error of that size knows nothing."""
+    error, q, ease = h.mean("td_error"), h.mean("q"), 0.7 if told else 1.0
+    if error is None or q is None or h.iteration <= 2 * SHORT:
         return None
-    ease = 0.7 if told else 1.0
-    large = math.isinf(error) or error > ease * max(3.0 * h.least_error, 0.5 * abs(q), 0.5)
-    if not large:
+    scaled = h.algo["normalize_reward"]
+    rising = error > ease * max(3.0 * h.least_error, 0.5 if scaled else 0.5 * abs(q))
+    if not rising and not (scaled and error > ease):
         return None
     measured = f"TD error {number(error)}, least so far {number(h.least_error)}, Q value {number(q)}"
     return Finding(
@@ -229,18 +235,21 @@ def td_error(h: History, told: bool) -> Finding | None:
 
 
 def alpha_low(h: History, told: bool) -> Finding | None:
-    alpha = h.mean("alpha")
-    if alpha is None or not h.algo["tune_alpha"] or h.solved() or h.iteration > 0.5 * h.iterations and not told:
+    """Alpha gets small in a good run too: there the entropy is held."""
+    alpha, entropy = h.mean("alpha"), h.mean("entropy")
+    if alpha is None or entropy is None or not h.algo["tune_alpha"]:
         return None
-    if alpha > (1e-3 if told else 1e-4) * h.algo["alpha"]:
+    if h.solved() or h.iteration > 0.5 * h.iterations and not told:
         return None
-    measured = f"alpha {number(alpha)}, {number(h.algo['alpha'])} at first"
+    if alpha > (0.1 if told else 0.01) * h.algo["alpha"] or entropy > (-1.5 if told else -2.0) * h.num_actions:
+        return None
+    measured = f"alpha {number(alpha)}, {number(h.algo['alpha'])} at first, entropy {number(entropy)}"
     return Finding(measured, "the entropy's target is too low", "raise algo.target_entropy")
 
 
 def alpha_high(h: History, told: bool) -> Finding | None:
     alpha = h.mean("alpha")
-    scale = 1.0 if h.algo.get("normalize_reward") else max(1.0, 10.0 * h.largest_reward)
+    scale = 1.0 if h.algo["normalize_reward"] else max(1.0, 10.0 * h.largest_reward)
     if alpha is None or alpha < (0.3 if told else 1.0) * scale:
         return None
     measured = f"alpha {number(alpha)}, {number(h.algo['alpha'])} at first"
@@ -283,32 +292,42 @@ def _adaptive(h: History) -> bool:
     return h.algo.get("schedule") == "adaptive"
 
 
+def _rate(h: History) -> str:
+    """Which way the learning rate should go, by how far an update goes."""
+    kl = h.mean("kl") or 0.0
+    if kl < 0.1 * h.algo["desired_kl"]:
+        return "raise algo.lr"
+    return _lower_rate(h) if kl > 2.0 * h.algo["desired_kl"] else "another algo.lr"
+
+
 def _lower_rate(h: History) -> str:
     return "lower algo.lr_max" if _adaptive(h) else "lower algo.lr"
 
 
 Check = Callable[[History, bool], Finding | None]
-# name -> (words, check, iterations in a row that it must hold; a share of all iterations where that is more)
-CHECKS: dict[str, tuple[str, Check, int, float]] = {
-    "policy_collapse": ("policy collapse", collapse, 10, 0.03),
-    "kl_blowup": ("KL blow-up", kl, 5, 0.0),
-    "value_loss": ("value loss exploding", value_loss, 5, 0.0),
-    "no_value": ("critic explains nothing", no_value, 20, 0.1),
-    "dead_value": ("value loss dead", dead_value, 10, 0.0),
-    "no_reward": ("no reward", no_reward, 10, 0.1),
-    "reward_dominated": ("reward dominated by one term", reward_dominated, 10, 0.02),
-    "exploration": ("exploration vanished", exploration, 5, 0.02),
-    "noise_ceiling": ("exploration does not end", noise_ceiling, 10, 0.05),
-    "saturated": ("actions saturated", saturated, 10, 0.05),
-    "no_progress": ("no progress", no_progress, 1, 0.0),
-    "plateau": ("stuck", plateau, 1, 0.0),
-    "q_bound": ("Q values exploding", q_bound, 5, 0.0),
-    "td_error": ("TD error rising", td_error, 5, 0.0),
-    "alpha_low": ("alpha collapsed", alpha_low, 5, 0.0),
-    "alpha_high": ("alpha exploding", alpha_high, 5, 0.0),
-    "nonfinite": ("worlds not finite", nonfinite, 1, 0.0),
-    "overflow": ("contact overflow", overflow, 1, 0.0),
-    "skipped": ("updates skipped", skipped, 1, 0.0),
+ANY, PPO, OFF_POLICY, SAC = (), ("ppo",), ("sac", "td3"), ("sac",)
+# name -> words, check, iterations in a row that it must hold, a share of all iterations where that is more, algorithms
+CHECKS: dict[str, tuple[str, Check, int, float, tuple[str, ...]]] = {
+    "policy_collapse": ("policy collapse", collapse, 10, 0.03, ANY),
+    "no_progress": ("no progress", no_progress, 1, 0.0, ANY),
+    "plateau": ("stuck", plateau, 1, 0.0, ANY),
+    "no_reward": ("no reward", no_reward, 10, 0.1, ANY),
+    "reward_dominated": ("reward dominated by one term", reward_dominated, 10, 0.02, ANY),
+    "saturated": ("actions saturated", saturated, 10, 0.05, ANY),
+    "nonfinite": ("worlds not finite", nonfinite, 1, 0.0, ANY),
+    "overflow": ("contact overflow", overflow, 1, 0.0, ANY),
+    "skipped": ("updates skipped", skipped, 1, 0.0, ANY),
+    "kl_blowup": ("KL blow-up", kl, 5, 0.0, PPO),
+    "value_loss": ("value loss exploding", value_loss, 5, 0.0, PPO),
+    "no_value": ("critic explains nothing", no_value, 20, 0.1, PPO),
+    "dead_value": ("value loss dead", dead_value, 10, 0.0, PPO),
+    "exploration": ("exploration vanished", exploration, 5, 0.02, PPO),
+    "noise_ceiling": ("exploration does not end", noise_ceiling, 10, 0.05, PPO),
+    "q_bound": ("Q values exploding", q_bound, 5, 0.0, OFF_POLICY),
+    "td_error": ("TD error too large", td_error, 5, 0.0, OFF_POLICY),
+    "entropy_low": ("exploration vanished", entropy_low, 5, 0.02, SAC),
+    "alpha_low": ("alpha collapsed", alpha_low, 5, 0.0, SAC),
+    "alpha_high": ("alpha exploding", alpha_high, 5, 0.0, SAC),
 }
 
 
@@ -321,6 +340,7 @@ class Troubles:
     def __init__(self, history: History):
         self.history = history
         self.found: list[dict[str, Any]] = []
+        self._checks = {k: c[:4] for k, c in CHECKS.items() if not c[4] or history.algo["name"] in c[4]}
         self._streak = dict.fromkeys(CHECKS, 0)  # iterations in a row that say otherwise than what was told
         self._now: dict[str, dict[str, Any]] = {}
 
@@ -328,7 +348,7 @@ class Troubles:
         """Take in an iteration; (name, one line) of every trouble that is to be told now."""
         self.history.add(metrics, iteration)
         lines = []
-        for name, (words, check, least, share) in CHECKS.items():
+        for name, (words, check, least, share) in self._checks.items():
             told = name in self._now
             finding = check(self.history, told)
             self._streak[name] = self._streak[name] + 1 if (finding is None) == told else 0
