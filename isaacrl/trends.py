@@ -24,6 +24,7 @@ class History:
         self.least_error = math.inf  # of TD errors, means of SHORT
         self.returns, self.lengths, self.episodes = Rise(), Rise(), 0.0
         self.largest_reward = 0.0  # mean a step, absolute
+        self.rewards: dict[str, float] = {}  # mean of each term a step; empty before there are SHORT iterations
 
     def add(self, metrics: dict[str, float | None], iteration: int) -> None:
         self.iteration = iteration
@@ -37,6 +38,8 @@ class History:
             self.recent[name].append(float(value))
         if (error := self.mean("td_error")) is not None:
             self.least_error = min(self.least_error, error)
+        means = {k[7:]: self.mean(k) for k in self.recent if k.startswith("reward/")}
+        self.rewards = {k: v for k, v in means.items() if v is not None}
         self.largest_reward = max(self.largest_reward, abs(self.mean("reward") or 0.0))
         self.episodes += metrics.get("episodes") or 0.0
         self.returns.add(metrics.get("return"), iteration)
@@ -46,11 +49,6 @@ class History:
         """Of the last SHORT iterations; None before there are as many."""
         values = self.recent.get(name, ())
         return sum(values) / SHORT if len(values) == SHORT else None
-
-    def rewards(self) -> dict[str, float]:
-        """Mean of each reward term a step; empty before there are SHORT iterations."""
-        found = {k[7:]: self.mean(k) for k in self.recent if k.startswith("reward/")}
-        return {k: v for k, v in found.items() if v is not None}
 
     def solved(self, slack: float = 0.0) -> bool | None:
         """Whether what is known of the task's criteria holds, up to a share `slack`; None where nothing is known."""

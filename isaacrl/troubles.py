@@ -84,7 +84,7 @@ def no_value(h: History, told: bool) -> Finding | None:
 
 def dead_value(h: History, told: bool) -> Finding | None:
     loss, explained = h.mean("loss/value"), h.mean("explained_variance")
-    if loss is None or explained is None or not any(h.rewards().values()):
+    if loss is None or explained is None or not any(h.rewards.values()):
         return None
     if loss > (1e-7 if told else 1e-9) and explained > CONSTANT:
         return None
@@ -93,16 +93,15 @@ def dead_value(h: History, told: bool) -> Finding | None:
 
 
 def no_reward(h: History, told: bool) -> Finding | None:
-    rewards = h.rewards()
-    if not rewards or any(rewards.values()):
+    if not h.rewards or any(h.rewards.values()):
         return None
-    measured = "every reward term is 0"
-    return Finding(measured, "weights of 0, or a goal never reached", "task.rewards: add a term that leads to the goal")
+    remedy = "task.rewards: add a term that leads to the goal"
+    return Finding("every reward term is 0", "weights of 0, or a goal never reached", remedy)
 
 
 def reward_dominated(h: History, told: bool) -> Finding | None:
     """Later on penalties become small in a good run: what dwarfs all else by its weight does so from the start."""
-    rewards = h.rewards()
+    rewards = h.rewards
     total = sum(abs(v) for v in rewards.values())
     if sum(v != 0.0 for v in rewards.values()) < 2 or total == 0.0:
         return None

@@ -114,7 +114,12 @@ def test_each_trouble_is_told_once_and_in_time(name):
     assert first <= found.get(name, 0) <= last, found
 
 
-def test_mean_critics_and_fixed_alpha():
+def test_settings_that_change_what_is_measured():
+    """Values that are not normalized, critics of means, an alpha that is not tuned."""
+    worse = spoil(explained_variance=lambda i: -0.1 * i, loss_value=lambda i: 1e4 * i)
+    assert "value_loss" in told(history("algo.normalize_value=false"), worse)
+    large = spoil(loss_value=lambda i: 1e4 / i)  # in units of squared returns
+    assert told(history("algo.normalize_value=false"), large) == {}
     wild = spoil(good_off_policy, q=lambda i: 2.0**i)
     assert "q_bound" in told(history("algo=td3", "algo.critic=mean"), wild)
     assert "q_bound" in told(history("algo=sac", "algo.critic=mean", "algo.normalize_reward=false"), wild)
