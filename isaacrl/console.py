@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -350,7 +351,11 @@ def _health_lines(s: Status, width: int) -> list[Text]:
     if not shown:
         return [Text("no warnings", style="dim")]
     newest = list(s.warnings.values())[-1][0] if s.warnings else ""
-    parts = [f"{shown}: {newest}"] if newest and len(shown) + len(newest) + 2 <= width else [shown, newest]
+    if newest and len(shown) + len(newest) + 2 <= width:
+        parts = [f"{shown}: {newest}"]
+    else:  # the newest on two lines at most
+        first, *rest = textwrap.wrap(newest, width) or [""]
+        parts = [shown, first, " ".join(rest)]
     return [Text(part, style="yellow") for part in parts if part]
 
 

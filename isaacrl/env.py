@@ -28,7 +28,8 @@ from isaacrl.terms.randomization import randomized_fields
 from isaacrl.timer import Timer
 
 FEWEST_FUSED = 64  # worlds; fewer gain little, and their number is often that of something else as well
-COUNTS = 7  # columns of the sums of metrics before those of the task's own terms
+SATURATED = 0.98  # share of its largest useful size from which an action counts as saturated: a tanh never gets to 1
+COUNTS = 8  # columns of the sums of metrics before those of the task's own terms
 
 
 class Env:
@@ -96,6 +97,7 @@ class Env:
         self.episode_metrics = torch.zeros(self.num_envs, len(self.task.metric_terms), device=self.device)
         columns = COUNTS + len(self.task.metric_terms) + len(self.task.reward_names)
         self._sums = torch.zeros(self.num_envs, columns, device=self.device)  # since the last read_metrics
+        self._saturating = SATURATED * self.task.action_reach(s)  # [A], infinite where nothing bounds an action
         self._overflow, self.compile_seconds = 0, 0.0
         self._program: program.Compiled | None = None
         self._action = torch.zeros_like(s.action)
@@ -350,6 +352,7 @@ class Env:
             s.joint_torque.abs().sum(dim=1) / max(s.joint_torque.shape[1], 1),
             torch.ones_like(reward),
             done.float(),
+            (s.action.abs() >= self._saturating).float().sum(dim=1) / max(s.action.shape[1], 1),
         ]
         of_episodes = torch.where(ended[:, None] > 0, per_episode, 0.0)
         self._sums += torch.cat((torch.stack(counts, dim=1), of_episodes, rewards), dim=1)
@@ -366,6 +369,7 @@ class Env:
         self._sums.zero_()
         episodes, steps, n = sums[0], max(sums[5], 1.0), COUNTS + len(self.task.metric_terms)
         out = {"nonfinite": sums[3], "overflow": float(overflow), "torque": sums[4] / steps, "resets": sums[6]}
+        out["saturated"] = sums[7] / steps
         out |= {f"curriculum/{t.name}": value for t, value in zip(self.curricula, progress)}
         out["reward"] = sum(sums[n:]) / steps
         for name, value in zip(self.task.reward_names, sums[n:]):
@@ -436,14 +440,3 @@ class Env:
             v.copy_(theirs[k])
         self.state.refresh()
         self._read_commands()
-
-
-def make(task: str = "cartpole", *, overrides: Sequence[str] = (), **keys: Any) -> Env:
-    """The environment of a task as a library object.
-
-    task: a name under conf/task. keys: configuration keys without a dot (num_envs=64, device="cpu", seed=1, ...).
-    overrides: any others, as on the command line ("task.rewards.alive.weight=2").
-    """
-    from isaacrl.config import compose
-
-    return Env(compose([f"task={task}", *overrides, *(f"{k}={v}" for k, v in keys.items())]))

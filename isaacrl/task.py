@@ -72,6 +72,12 @@ class Task:
         found = torch.cat(parts) if parts else torch.ones(0, device=s.device)
         return found if len(found) == self.num_actions else torch.ones(self.num_actions, device=s.device)
 
+    def action_reach(self, s: State) -> Tensor:
+        """The size from which each action changes nothing any more, [num_actions]; infinite where there is none."""
+        parts = [t.fn.reach(s) for t in self.actions if hasattr(t.fn, "reach")]
+        found = torch.cat(parts) if parts else torch.ones(0, device=s.device)
+        return found if len(found) == self.num_actions else torch.full((self.num_actions,), torch.inf, device=s.device)
+
     def observations(self, s: State) -> dict[str, Tensor] | None:
         """Named groups [E, n], `policy` among them; None: the tables."""
         return None

@@ -14,10 +14,12 @@ from isaacrl.config import dump, load_stored
 from isaacrl.env import Env
 from isaacrl.errors import UserError
 from isaacrl.export import export_policy
-from isaacrl.log import Log, open_log
+from isaacrl.log import Log, cut, open_log
 from isaacrl.play import film
 from isaacrl.runs import CheckpointError, Run, StopSignals
 from isaacrl.startup import Phases
+from isaacrl.trends import History
+from isaacrl.troubles import Troubles
 
 MAX_FAILED_SAVES = 3  # consecutive failures to write a checkpoint before training stops
 MAX_SKIPPED_ITERATIONS = 20  # consecutive iterations without one finite update before training stops
@@ -101,6 +103,7 @@ def _loop(
     status = "failed"
     env.timer.enabled = True
     saver = Saver(cfg, env, algo, run, progress, log)
+    troubles = _troubles(cfg, env, algo, run, start)
     skipped = 0
     try:
         algo.prepare(env.timer)
@@ -111,6 +114,8 @@ def _loop(
                 for name, seconds in phases.seconds.items():
                     log.phase(name, seconds)
             log.log(metrics, progress.iteration)
+            for key, text in troubles.look(metrics, progress.iteration):
+                log.warn(text, key=key)
             skipped = skipped + 1 if metrics["skipped_updates"] >= algo.updates_per_iteration else 0
             if skipped >= MAX_SKIPPED_ITERATIONS:
                 raise UserError(
@@ -124,7 +129,7 @@ def _loop(
                 _film(cfg, algo, run, progress.iteration, log)
         saver.finish()
         needs_trust = bool(_user_files(env) or cfg.asset.trust)
-        summary = _summary(cfg, run, progress, signals, start) | {"user_code": needs_trust}
+        summary = _summary(cfg, run, progress, signals, start) | {"user_code": needs_trust, "troubles": troubles.found}
         run.write_json("summary.json", summary)
         if not signals.received:
             best = _export_best(cfg, env, algo, run, log)
@@ -248,6 +253,15 @@ def _iterate(cfg: DictConfig, env: Env, algo: Any, progress: Progress, log: Log)
     if metrics["skipped_updates"]:
         log.warn(f"{int(metrics['skipped_updates'])} update(s) with non-finite gradients skipped", key="skipped")
     return out
+
+
+def _troubles(cfg: DictConfig, env: Env, algo: Any, run: Run, start: int) -> Troubles:
+    """The checks of training; of a resumed run they have seen the iterations before."""
+    sizes = {"max_episode_steps": env.max_episode_steps, "num_actions": env.task.num_actions}
+    troubles = Troubles(History(cfg, **sizes, updates=algo.updates_per_iteration))
+    for record in cut(run.path / "metrics.jsonl", start):
+        troubles.look(record, record["iteration"])
+    return troubles
 
 
 def _track(progress: Progress, metrics: dict[str, float]) -> None:

@@ -77,6 +77,25 @@ def test_torque_and_velocity_targets():
     torch.testing.assert_close(target_of(env, [0.5])[0], torch.tensor([0.0, 1.5]))
 
 
+def test_actions_count_as_saturated_where_no_target_changes_any_more():
+    """By the clip, by the motor's limit, by the farther limit of a joint; never where nothing bounds them."""
+    env = make("task.actions.effort={scale: 8.0, clip: 2.0}", n=4)  # the motor: +-10 N
+    assert env.task.action_reach(env.state).tolist() == [1.25] and env.task.action_bounds(env.state).tolist() == [2.0]
+    env.step(torch.tensor([[1.3], [-1.24], [1.2], [torch.nan]]))
+    assert env.read_metrics()["saturated"] == pytest.approx(2 / 4)
+    env.step(torch.zeros(4, 1))
+    assert env.read_metrics()["saturated"] == 0.0
+    env = make("task.actions.effort={scale: 1.0, clip: 2.0}")
+    assert env.task.action_reach(env.state).tolist() == [2.0]
+    env = make(*SERVO, "task.actions.position={scale: 0.5}")  # the slider from 0.2 to -1.8 m; the hinge turns freely
+    assert env.task.action_reach(env.state).tolist() == pytest.approx([4.0, math.inf])
+    assert env.task.action_bounds(env.state).tolist() == pytest.approx([4.0, 1.0])
+    env.step(torch.tensor([-4.0, 100.0]).expand(3, 2))
+    assert env.read_metrics()["saturated"] == 0.5
+    env = make(*SERVO, "task.actions.relative_position={scale: 0.1}")
+    assert torch.isinf(env.task.action_reach(env.state)).all()
+
+
 def test_low_pass_follows_the_step_response_of_a_first_order_filter():
     """target_k = goal + (start - goal) exp(-2 pi f k dt), whatever else is computed in between."""
     env = make(*SERVO, "task.actions.position={scale: 0.5, low_pass_hz: 1.5}")

@@ -10,8 +10,8 @@ from fuse_programs import quickly  # noqa: F401  a fixture
 from fused_kernel import optimization
 
 from isaacrl.algos.ppo import PPO
-from isaacrl.env import make
 from isaacrl.errors import UserError
+from isaacrl.make import make
 
 E = 101  # no number of anything else
 TASKS = (

@@ -99,14 +99,22 @@ class Affine(Term):
 
         The clip; else what reaches the farther one of the joint's or the actuator's limits.
         """
+        reach = torch.where(torch.isfinite(self.action_clip), self.action_clip, self.reach(s))
+        return torch.where(torch.isfinite(reach), reach, 1.0)
+
+    def reach(self, s: State) -> Tensor:
+        """The size from which an action changes no target any more, by clip or limits, [n]; infinite if there is none.
+
+        It reaches the farther one of the joint's or the actuator's limits.
+        """
         low, high = self.low, self.high
         if self.kind == "position" and not self.relative:
             limits = s.robot.joint_pos_limits[self.joints]
             low, high = torch.maximum(low, limits[:, 0]), torch.minimum(high, limits[:, 1])
         offset = torch.zeros_like(self.offset) if self.relative else self.offset
         reach = torch.maximum(high - offset, offset - low) / self.scale.abs()
-        reach = torch.where(torch.isfinite(reach) & (reach > 0.0), reach, 1.0)
-        return torch.where(torch.isfinite(self.action_clip), self.action_clip, reach)
+        reach = torch.where(torch.isfinite(reach) & (reach > 0.0), reach, torch.inf)
+        return torch.minimum(reach, self.action_clip)
 
     def measured(self, s: State) -> Tensor:
         """Joint positions as the encoders read them [rad or m], [E, n]."""
