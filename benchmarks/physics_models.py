@@ -11,7 +11,7 @@ from mujoco.batch import Batch
 from omegaconf import OmegaConf
 
 from isaacrl import sim
-from isaacrl.make import make
+from isaacrl.library import make
 from isaacrl.sim.assets import lowest_point
 from isaacrl.sim.engine import check_computed
 from isaacrl.state import Robot

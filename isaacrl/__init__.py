@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
     """Heavy names load on first use, so that importing isaacrl (and the command line) stays instant."""
     if name == "make":
-        from isaacrl.make import make
+        from isaacrl.library import make
 
         return make
     if name == "Task":

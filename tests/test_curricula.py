@@ -123,6 +123,22 @@ def test_a_stage_switches_on():
     assert (e.task.rewards(e.state)[:, alive] > 0.0).all()
 
 
+def test_commands_have_the_ranges_of_their_stage():
+    e = env(task="humanoid_curriculum", num_envs=200)
+    s, stage, push = e.state, e.state.curriculum("stage").stage, next(t for t in e.events if t.name == "push")
+    for k, (low, high, turn, pushed) in enumerate(
+        [(0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0), (0.5, 1.0, 0.0, 1.0), (-0.3, 1.5, 0.8, 1.0), (-0.3, 1.5, 0.8, 1.0)]
+    ):
+        stage.fill_(k)
+        s.random.step += 1
+        e.reset()
+        value = s.command("velocity")
+        assert (value[:, 0] >= low).all() and (value[:, 0] <= high).all() and (value[:, 1] == 0.0).all()
+        assert value[:, 2].abs().max() <= turn and float(push.share(s)) == pushed
+        if high > low:
+            assert value[:, 0].max() - value[:, 0].min() > 0.9 * (high - low)
+
+
 def test_progress_is_logged_and_stored():
     one, other = env(METRIC, GROWS), env(METRIC, GROWS)
     ended(one, "upright", 1.0)
@@ -171,6 +187,8 @@ def test_a_compiled_step_moves_it_as_a_plain_one_does():
         (["+task.curricula.x={fn: steps, end: 5}", "+task.rewards.alive.curriculum={name: x, stage: 1}"], "no stages"),
         ([METRIC, "+task.curricula.x={fn: performance, metric: upright}"], "give one of above and below"),
         (["+task.curricula.x={fn: stages, conditions: []}"], "conditions: give a list"),
+        (["+task.commands.v={fn: velocity_in_stages, stage: x, lin_vel_x: [[0, 1]]}"], "no curriculum 'x'"),
+        (["+task.commands.v={fn: velocity_in_stages, stage: x, lin_vel_x: []}"], "task.commands.v: lin_vel_x: give a"),
     ],
 )
 def test_mistakes_are_told(overrides, message):

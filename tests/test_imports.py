@@ -10,10 +10,10 @@ ROOT = Path(__file__).resolve().parent.parent / "isaacrl"
 # (config, errors, runs, log, render, ...) stand beside the layers and import none of them.
 LAYERS = [
     {"fuse", "random", "sim", "timer"},
-    {"state"},
+    {"state", "ground"},
     {"terms"},
     {"task"},
-    {"env"},
+    {"env", "library"},
     {"algos"},
     {
         "train",
@@ -36,7 +36,7 @@ LAYERS = [
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 BESIDE = -1
-LAZY = {"make": "env", "Task": "task"}  # names of isaacrl itself, and where they come from
+LAZY = {"make": "library", "Task": "task"}  # names of isaacrl itself, and where they come from
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -71,7 +71,7 @@ class velocity(Term):
         heading_gain: float = 0.5,
         minimum: float = 0.0,
     ):
-        self.low, self.high = _ranges(s, lin_vel_x=lin_vel_x, lin_vel_y=lin_vel_y, ang_vel_z=ang_vel_z)
+        self._low, self._high = _ranges(s, lin_vel_x=lin_vel_x, lin_vel_y=lin_vel_y, ang_vel_z=ang_vel_z)
         self.period = tuple(max(1.0, float(t) / s.step_dt) for t in resample_s)
         self.standing, self.heading, self.gain, self.minimum = standing, heading, heading_gain, minimum
         self.value: Tensor  # [E, 3]
@@ -79,8 +79,12 @@ class velocity(Term):
         self.steers: Tensor  # whether the heading counts, boolean [E]
         self.steps_left: Tensor  # until the next draw, [E]
 
+    def ranges(self, s: State) -> tuple[Tensor, Tensor]:
+        """Least and largest values now, [3] each."""
+        return s.share * self._low, s.share * self._high
+
     def _draw(self, s: State) -> dict[str, Tensor]:
-        value = s.share * s.uniform(3, self.low, self.high)
+        value = s.uniform(3, *self.ranges(s))
         chance = s.uniform(2)
         stands = chance[:, 0] < self.standing
         if self.minimum > 0.0:
@@ -96,7 +100,8 @@ class velocity(Term):
 
     def _steered(self, s: State, new: dict[str, Tensor]) -> dict[str, Tensor]:
         error = torch.remainder(new["target"] - s.heading_w + torch.pi, 2 * torch.pi) - torch.pi
-        turn = torch.clamp(self.gain * error, self.low[2], self.high[2])
+        low, high = self.ranges(s)
+        turn = torch.clamp(self.gain * error, low[2], high[2])
         yaw = torch.where(new["steers"], turn, new["value"][:, 2])
         return new | {"value": torch.cat((new["value"][:, :2], yaw[:, None]), dim=1)}
 
@@ -111,6 +116,45 @@ class velocity(Term):
 
     def __call__(self, s: State) -> Tensor:
         return self.value
+
+
+class velocity_in_stages(velocity):
+    """`velocity` whose ranges are those of a curriculum's stage (`isaacrl.terms.curricula.stages`).
+
+    lin_vel_x, lin_vel_y, ang_vel_z: a range for each stage, from stage 0 on; the last one lasts. stage: the curriculum.
+    """
+
+    def __init__(
+        self,
+        s: State,
+        *,
+        stage: str,
+        lin_vel_x: list[list[float]],
+        lin_vel_y: list[list[float]] = ((0.0, 0.0),),  # type: ignore[assignment]
+        ang_vel_z: list[list[float]] = ((0.0, 0.0),),  # type: ignore[assignment]
+        resample_s: tuple[float, float] = (10.0, 10.0),
+        standing: float = 0.0,
+        heading: float = 0.0,
+        heading_gain: float = 0.5,
+        minimum: float = 0.0,
+    ):
+        given = {"lin_vel_x": lin_vel_x, "lin_vel_y": lin_vel_y, "ang_vel_z": ang_vel_z}
+        for name, ranges in given.items():
+            if not ranges or any(len(r) != 2 for r in ranges):
+                raise UserError(f"{name}: give a range [low, high] for each stage")
+        count = max(len(ranges) for ranges in given.values())
+        of_stage = [{k: tuple(r[min(i, len(r) - 1)]) for k, r in given.items()} for i in range(count)]
+        rest = {"resample_s": resample_s, "standing": standing, "heading": heading, "minimum": minimum}
+        super().__init__(s, **of_stage[0], **rest, heading_gain=heading_gain)  # type: ignore[arg-type]
+        self.name = stage
+        self.lows, self.highs = (torch.stack(x) for x in zip(*(_ranges(s, **r) for r in of_stage)))
+        if s.curriculum(stage).stage is None:
+            raise UserError(f"stage: curriculum '{stage}' has no stages")
+
+    def ranges(self, s: State) -> tuple[Tensor, Tensor]:
+        now = s.curriculum(self.name).stage.clamp(max=len(self.lows) - 1)[None]
+        low, high = (x.index_select(0, now)[0] for x in (self.lows, self.highs))
+        return s.share * low, s.share * high
 
 
 class pose(Term):

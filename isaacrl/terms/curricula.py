@@ -126,7 +126,7 @@ class stages(Curriculum):
         found = [good(s, mask, *rule) for rule in self.rules]
         well = torch.stack([w.sum() for w, _ in found])
         last = len(self.rules)
-        now = well[self.stage.clamp(max=last - 1)]
+        now = well.index_select(0, self.stage.clamp(max=last - 1)[None])[0]
         ended = found[0][1].sum()
         kept = (1.0 - self.weight) ** ended
         mean = kept * self.mean + (1.0 - kept) * now / ended.clamp(min=1.0)

@@ -34,6 +34,17 @@ def ang_vel_error(s: State, *, command: str = "velocity") -> Tensor:
     return (s.command(command)[:, 2] - s.base_ang_vel_b[:, 2]).abs()
 
 
+def tracks_velocity(s: State, *, std: float = 0.5, command: str = "velocity") -> Tensor:
+    """How well planar velocity and yaw rate are those commanded: exp(-(squared error / std^2)) of all three, [E]."""
+    error = lin_vel_error(s, command=command).square() + ang_vel_error(s, command=command).square()
+    return torch.exp(-error / std**2)
+
+
+def lived(s: State) -> Tensor:
+    """Share of a full episode that has passed, [E]; with `reduce: last` how much of it the robot lived."""
+    return s.episode_step / s.max_episode_steps
+
+
 def terrain_level(s: State) -> Tensor:
     """Level of the world's patch, 0 for the easiest, 1 for the hardest, [E]."""
     if s.ground is None:
