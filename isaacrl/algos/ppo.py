@@ -260,7 +260,9 @@ class PPO:
             "value": value,
             "following": following,
         }
-        return rollout if self.symmetry is None else self.symmetry.doubled(rollout)
+        if self.symmetry is None:
+            return rollout
+        return self.symmetry.doubled(rollout, self.policy if self.on_device is None else self.on_device.mean)
 
     def _update(self) -> dict[str, Tensor]:
         cfg, rollout = self.cfg, self._experience()
@@ -286,8 +288,9 @@ class PPO:
             log_std0 = self.policy.log_std.detach().clone()
             obs = self._normalized(self.policy.normalizer, rollout["obs"])
             critic_obs = self._normalized(self.critic.normalizer, rollout["critic_obs"])
-            columns = [x.flatten(0, 1) for x in (obs, critic_obs, rollout["action"], rollout["mean"])]
-            log_prob0 = gaussian_log_prob(columns[2], columns[3], log_std0)
+            log_prob0 = gaussian_log_prob(rollout["action"], rollout["mean"], log_std0).flatten()
+            mean0 = rollout.get("mean0", rollout["mean"])
+            columns = [x.flatten(0, 1) for x in (obs, critic_obs, rollout["action"], mean0)]
             columns += [advantage.flatten(), target.flatten(), old_value.flatten(), log_prob0]
 
         N = len(log_prob0)

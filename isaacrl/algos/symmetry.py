@@ -3,6 +3,7 @@
 Source: Mittal et al. 2024, "Symmetry considerations for learning task symmetric robot policies", arXiv:2403.04359.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class Symmetry:
         maps = self.maps["obs"], self.maps["critic_obs"]
         return torch.cat((obs, maps[0](obs)), dim=-2), torch.cat((critic_obs, maps[1](critic_obs)), dim=-2)
 
-    def doubled(self, rollout: dict[str, Tensor]) -> dict[str, Tensor]:
+    def doubled(self, rollout: dict[str, Tensor], policy: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """A rollout's tensors [T, E, ...] with the mirror images of all worlds, [T, 2 E, ...].
 
         A mirror image has the rewards, ends and values of its original, hence its advantages and returns. The critic's
@@ -32,9 +33,13 @@ class Symmetry:
         advantages for no other reason than that the critic is not symmetric yet. The old mean is the mirror image of
         the old mean, about which the action was drawn, and not the policy's mean of the mirrored observation. Standard
         deviations are not swapped: they begin equal, and what they learn from is the same on both sides.
+
+        The latter is `mean0`, from which KL divergences are measured: they say how far the policy moves. From the mirrored
+        means they would begin at its asymmetry, and an adaptive learning rate would stay low for it.
         """
         images = {k: self.maps[k](x) if k in self.maps else x for k, x in rollout.items()}
-        return {k: torch.cat((x, images[k]), dim=1) for k, x in rollout.items()}
+        images["mean0"] = policy(images["obs"])
+        return {k: torch.cat((rollout.get(k, rollout["mean"]), x), dim=1) for k, x in images.items()}
 
 
 def build(env: Any, critic_group: str) -> Symmetry:
