@@ -34,7 +34,7 @@ class Symmetry:
         the old mean, about which the action was drawn, and not the policy's mean of the mirrored observation. Standard
         deviations are not swapped: they begin equal, and what they learn from is the same on both sides.
 
-        The latter is `mean0`, from which KL divergences are measured: they say how far the policy moves. From the mirrored
+        The latter is `mean0`, from which KL divergences are measured: how far the policy has moved. From the mirrored
         means they would begin at its asymmetry, and an adaptive learning rate would stay low for it.
         """
         images = {k: self.maps[k](x) if k in self.maps else x for k, x in rollout.items()}
