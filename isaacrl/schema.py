@@ -92,6 +92,7 @@ class AssetConfig:
     base: str | None = key(None, "pattern of the body whose pose is the robot's; default: the free one, or the first")
     feet: list[str] = key([], "patterns of the bodies, or else geoms, that are the robot's feet")
     default_pose: dict[str, Any] = key({}, "joint pattern -> default position [rad or m]")
+    mirror: dict[str, Any] = key({}, "pattern of names -> what it becomes on the other side (algo.symmetry)")
     actuators: dict[str, Any] = key({}, "groups of joints and their actuation law, gains and limits")
 
 
@@ -151,6 +152,11 @@ class PPOConfig:
     init_std: float = key(1.0, "initial standard deviation of actions", gt=0)
     min_std: float = key(0.05, "lower bound of the standard deviation", gt=0)
     max_std: float = key(2.0, "upper bound of the standard deviation", gt=0)
+    symmetry: str = key(
+        "none",
+        "left-right symmetry; augment: learn from each rollout and its mirror image (asset.mirror)",
+        choices=("none", "augment"),
+    )
     normalize_obs: bool = key(True, "normalize observations by running statistics")
     normalize_value: bool = key(True, "normalize value targets by running statistics")
 

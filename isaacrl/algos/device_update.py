@@ -159,6 +159,13 @@ class DeviceUpdate:
             networks, g = self.actor
             networks.evaluate(g, self.policy.normalizer, obs.contiguous(), out)
 
+    def mean(self, obs: Tensor) -> Tensor:
+        """The policy's mean actions of obs [..., D], [..., A]; with the parameters as they were taken last."""
+        flat = obs.reshape(-1, obs.shape[-1])
+        out = torch.empty(len(flat), len(self.policy.log_std), device=self.device)
+        self.act(flat, out)
+        return out.view(*obs.shape[:-1], -1)
+
     def take_parameters(self) -> None:
         """Work with the parameters as they are now, whoever has changed them."""
         with self._ready():
@@ -176,15 +183,19 @@ class DeviceUpdate:
         truncated: Tensor,
         value: Tensor,
         following: Tensor,
+        mean0: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """All epochs, from a rollout's contiguous tensors [T, E, ...]; metrics, and the returns [T, E].
 
-        value, following: V of each observation and of the one that each step led to, in reward units. What it returns
-        is overwritten by the next update.
+        value, following: V of each observation and of the one that each step led to, in reward units. mean: about which
+        actions were drawn; mean0: the old policy's, from which the KL divergence is, where it is another. What it
+        returns is overwritten by the next update.
         """
         with self._ready():
             self._estimate(reward, value, following, terminated, truncated)
             self._pack(action, mean, value)
+            if mean0 is not None:
+                self.sample[:, -(-(-mean0.shape[-1] // 4) * 4) :][:, : mean0.shape[-1]] = mean0.flatten(0, 1)
             for model, x, to in zip((self.policy, self.critic), (obs, critic_obs), self.inputs):
                 self._normalize(model.normalizer, x.flatten(0, 1), to)
             self._copy_weights()

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from isaacrl.algos import host_update
+from isaacrl.algos import host_update, symmetry
 from isaacrl.algos.networks import Adam, Critic, FlatParameters, Normalizer, Policy
 from isaacrl.fuse import trace
 from isaacrl.timer import Timer
@@ -90,8 +90,11 @@ class PPO:
         self.params = FlatParameters(self.policy, self.critic)
         self.lr = torch.tensor(float(cfg.lr), device=self.device)
         self.optimizer = Adam(self.params.value, self.lr)
-        self._update_normalizers(env.obs["policy"], env.obs[self.critic_group])
-        rows = cfg.num_steps * env.num_envs // cfg.minibatches
+        self.symmetry = symmetry.build(env, self.critic_group) if cfg.symmetry == "augment" else None
+        first = env.obs["policy"], env.obs[self.critic_group]
+        self._update_normalizers(*(first if self.symmetry is None else self.symmetry.observations(*first)))
+        self.samples = cfg.num_steps * env.num_envs * (1 if self.symmetry is None else 2)  # N
+        rows = self.samples // cfg.minibatches
         by_hand = self.device == "cpu" and host_update.is_small(rows, self.policy, self.critic)
         self.gradient = host_update.Gradient(self.policy, self.critic, cfg) if by_hand else None
         self.seed = seed
@@ -239,33 +242,41 @@ class PPO:
         from isaacrl.algos.device_update import DeviceUpdate  # imports Warp
 
         parts = self.policy, self.critic, self.params, self.optimizer, self.lr, self.cfg
-        samples, shared = self.cfg.num_steps * self.env.num_envs, self.critic_group == "policy"
-        self.on_device = DeviceUpdate(*parts, seed=self.seed, samples=samples, shared=shared, device=self.device)
+        shared = self.critic_group == "policy"
+        self.on_device = DeviceUpdate(*parts, seed=self.seed, samples=self.samples, shared=shared, device=self.device)
+
+    @torch.no_grad()
+    def _experience(self) -> dict[str, Tensor]:
+        """What an update reads of the rollout, [T, E, ...], as `DeviceUpdate` calls it; doubled with `symmetry`."""
+        value, following = self._values()
+        rollout = {
+            "obs": self.obs,
+            "critic_obs": self.critic_obs,
+            "action": self.actions,
+            "mean": self.mean,
+            "reward": self.reward,
+            "terminated": self.terminated,
+            "truncated": self.truncated,
+            "value": value,
+            "following": following,
+        }
+        if self.symmetry is None:
+            return rollout
+        return self.symmetry.doubled(rollout, self.policy if self.on_device is None else self.on_device.mean)
 
     def _update(self) -> dict[str, Tensor]:
-        cfg = self.cfg
+        cfg, rollout = self.cfg, self._experience()
         if self.on_device is not None:
             with torch.no_grad():
-                value, following = self._values()
-                metrics, returns = self.on_device(
-                    obs=self.obs,
-                    critic_obs=self.critic_obs,
-                    action=self.actions,
-                    mean=self.mean,
-                    reward=self.reward,
-                    terminated=self.terminated,
-                    truncated=self.truncated,
-                    value=value,
-                    following=following,
-                )
-                self._update_normalizers(self.obs, self.critic_obs)
+                metrics, returns = self.on_device(**rollout)
+                self._update_normalizers(rollout["obs"], rollout["critic_obs"])
                 self._update_returns(returns)
                 self._average()
             return metrics
         with torch.no_grad():
-            value, following = self._values()
-            done = self.terminated | self.truncated
-            advantage = gae(self.reward, value, following, self.terminated, done, gamma=cfg.gamma, lam=cfg.gae_lambda)
+            value, following, reward = rollout["value"], rollout["following"], rollout["reward"]
+            terminated, done = rollout["terminated"], rollout["terminated"] | rollout["truncated"]
+            advantage = gae(reward, value, following, terminated, done, gamma=cfg.gamma, lam=cfg.gae_lambda)
             returns = advantage + value
             explained = 1.0 - advantage.var() / returns.var().clamp(min=1e-12)
             target, old_value = returns, value
@@ -275,10 +286,11 @@ class PPO:
                 target, old_value = scale(returns[..., None])[..., 0], scale(value[..., None])[..., 0]
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
             log_std0 = self.policy.log_std.detach().clone()
-            obs = self._normalized(self.policy.normalizer, self.obs)
-            critic_obs = self._normalized(self.critic.normalizer, self.critic_obs)
-            columns = [x.flatten(0, 1) for x in (obs, critic_obs, self.actions, self.mean)]
-            log_prob0 = gaussian_log_prob(columns[2], columns[3], log_std0)
+            obs = self._normalized(self.policy.normalizer, rollout["obs"])
+            critic_obs = self._normalized(self.critic.normalizer, rollout["critic_obs"])
+            log_prob0 = gaussian_log_prob(rollout["action"], rollout["mean"], log_std0).flatten()
+            mean0 = rollout.get("mean0", rollout["mean"])
+            columns = [x.flatten(0, 1) for x in (obs, critic_obs, rollout["action"], mean0)]
             columns += [advantage.flatten(), target.flatten(), old_value.flatten(), log_prob0]
 
         N = len(log_prob0)
@@ -293,7 +305,7 @@ class PPO:
                 rows = order[i * size : (i + 1) * size]
                 totals += self._minibatch(log_std0, *(x.index_select(0, rows) for x in columns))
         with torch.no_grad():
-            self._update_normalizers(self.obs, self.critic_obs)
+            self._update_normalizers(rollout["obs"], rollout["critic_obs"])
             self._update_returns(returns)
             self._average()
         means = totals / (cfg.epochs * cfg.minibatches)
