@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from isaacrl import algos, render
 from isaacrl.env import Env
 from isaacrl.errors import UserError
-from isaacrl.terms.curricula import hold
+from isaacrl.terms.curriculum import hold
 
 FPS = 30  # frames a second of a video; steps are subsampled to come near it
 FILM_S, FILM_FPS, FILM_WORLDS, FILM_SEED = 5.0, 15, 4, 1000  # of the videos that training makes itself: small

@@ -6,7 +6,7 @@ import torch
 from isaacrl.config import compose
 from isaacrl.env import Env
 from isaacrl.errors import UserError
-from isaacrl.terms.curricula import hold
+from isaacrl.terms.curriculum import hold
 
 
 def env(*overrides, task="cartpole", num_envs=8):

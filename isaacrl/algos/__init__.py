@@ -11,7 +11,7 @@ from isaacrl.algos.ppo import PPO
 from isaacrl.algos.sac import SAC
 from isaacrl.algos.td3 import TD3
 from isaacrl.errors import UserError
-from isaacrl.terms.curricula import hold
+from isaacrl.terms.curriculum import hold
 
 ALGORITHMS = {"ppo": PPO, "sac": SAC, "td3": TD3}
 SMALL = 64  # networks up to this width run on one CPU thread

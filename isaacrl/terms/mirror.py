@@ -239,4 +239,4 @@ RULES: dict[Any, Rule] = {
     O.imu_projected_gravity: _imu(axial=False),
     O.gait_clock: _clock,
 }
-COMMANDS: dict[Any, Rule] = {C.velocity: (1.0, -1.0, -1.0)}
+COMMANDS: dict[Any, Rule] = dict.fromkeys((C.velocity, C.velocity_in_stages), (1.0, -1.0, -1.0))
