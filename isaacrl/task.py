@@ -84,7 +84,7 @@ class Task:
 
     def rewards(self, s: State) -> Tensor:
         """[E, K], the weighted reward terms per second; columns are `reward_names`."""
-        values = [t(s) * t.share(s) if t.settings.get("curriculum") else t(s) for t in self.reward_terms]
+        values = [t(s) * s.share if t.settings.get("curriculum") else t(s) for t in self.reward_terms]
         return stack(values, s) * self.weights
 
     @property

@@ -24,7 +24,7 @@ from isaacrl.timer import Timer
 
 
 class Deployed(nn.Module):
-    """A policy: observation [N, D] -> the environment's action [N, A], without noise."""
+    """A policy: observation [N, D] -> the environment's action [N, A]."""
 
     bounds: Tensor
 

@@ -41,9 +41,9 @@ def hold(env: Any, stored: dict[str, Tensor]) -> None:
     s, held = env.state, bool(env.curricula)
     for term in env.curricula:
         for name, value in term.fn.tensors.items():
-            value.copy_(stored[f"curriculum/{term.name}/{name}"])
+            value.copy_(stored.get(f"curriculum/{term.name}/{name}", value))  # a new one stays at its beginning
     env.curricula = []
-    if s.ground is not None:
+    if s.ground is not None and "terrain_level" in stored:
         theirs = stored["terrain_level"].sort().values.to(s.device)
         each = torch.randperm(s.num_envs, generator=torch.Generator().manual_seed(0)).to(s.device)
         s.ground.level.copy_(theirs[(each * len(theirs)) // s.num_envs])
