@@ -92,7 +92,8 @@ def train(
     while seconds < budget and (iterations is None or len(rows) < iterations):
         algo.iterate(env.timer)
         if (len(rows) + 1) % every == 0:
-            snapshots.append({k: v.clone() for k, v in algo.deployed.state_dict().items()})
+            policy = {k: v.clone() for k, v in algo.deployed.state_dict().items()}
+            snapshots.append({"policy": policy, "curricula": curricula(env)})
         metrics = env.read_metrics()  # waits for the device
         seconds = time.perf_counter() - first
         overflow, nonfinite = overflow + metrics["overflow"], nonfinite + metrics["nonfinite"]
@@ -114,8 +115,16 @@ def train(
     return result, rows, snapshots
 
 
+def curricula(env: Any) -> dict[str, Any]:
+    """Where an environment's curricula stand, as `hold` takes them."""
+    held = ("curriculum/", "terrain_level")
+    return {k: v.clone() for k, v in env.tensors().items() if k.startswith(held)} if env.curricula else {}
+
+
 class Judge:
-    """Evaluates policies as `isaacrl eval` does, all in the same episodes; remembers what it has seen."""
+    """Evaluates policies as `isaacrl eval` does, all in the same episodes, with the curricula of their time; remembers
+    what it has seen. snapshots: each has a policy and curricula.
+    """
 
     def __init__(self, cfg: Any, snapshots: list[dict[str, Any]], episodes: int):
         from omegaconf import OmegaConf
@@ -129,16 +138,19 @@ class Judge:
         self.cfg, self.snapshots, self.episodes = cfg, snapshots, episodes
         self.env = Env(cfg)
         self.algo = algos.build(self.env, cfg)
-        self.start = self.env.state_dict()
+        self.start, self.curricula = self.env.state_dict(), self.env.curricula
         self.seen: dict[int, dict[str, Any]] = {}
 
     def __call__(self, i: int) -> dict[str, Any]:
         """Whether the policy of snapshot i solves the task, and by what figures."""
         from isaacrl.evaluate import run_episodes, statistics, verdict
+        from isaacrl.terms.curriculum import hold
 
         if i not in self.seen:
+            self.env.curricula = self.curricula
             self.env.load_state_dict(self.start)
-            self.algo.deployed.load_state_dict(self.snapshots[i])
+            hold(self.env, self.snapshots[i]["curricula"])
+            self.algo.deployed.load_state_dict(self.snapshots[i]["policy"])
             episodes = run_episodes(self.env, self.algo.act, self.episodes)
             found = verdict(self.cfg.task.solved, {k: statistics(v) for k, v in episodes.items()}, "solved")
             assert found is not None

@@ -186,6 +186,9 @@ class OffPolicyConfig:
     n_step: int = key(3, "steps of reward in a target before its value", ge=1)
     gamma: float = key(0.99, "discount a step", ge=0, le=1)
     lr: float = key(1e-3, "learning rate", gt=0, le=1)
+    lr_end: float | None = key(
+        None, "learning rate of the last iteration, which half a cosine leads to; default: as at the start", gt=0, le=1
+    )
     tau: float = key(0.02, "share of the critics that their targets take over an update", gt=0, le=1)
     policy_delay: int = key(1, "updates of the critics for each of the policy", ge=1)
     average: float = key(

@@ -117,6 +117,15 @@ def test_robots_start_on_their_patches():
     assert feet.min() > -0.02
 
 
+def turn(e, yaw):
+    """All robots' bases to a heading."""
+    qpos = e.state.read("qpos").clone()
+    qpos[:, 3:7] = torch.tensor([math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)])
+    e.engine.write("qpos", qpos, e.everywhere)
+    e.engine.forward()
+    e.state.refresh()
+
+
 def test_levels_rise_with_the_way_and_fall_without_it():
     e = env(*SMALL, "task.terrain.levels=4")
     s, ground = e.state, e.state.ground
@@ -130,16 +139,21 @@ def test_levels_rise_with_the_way_and_fall_without_it():
     e.engine.forward()
     s.refresh()
     s.episode_step.fill_(500)
-    s.commands["velocity"] = torch.tensor([[0.5, 0.0, 0.0]] * 30)  # 5 m in 10 s
+    term = e.curricula[0]
+    for heading, forward, left in ((0.4, 6.0, 0.0), (-0.5, 0.0, -2.0)):  # 4.6 m from the start
+        turn(e, heading)
+        s.commands["velocity"] = torch.tensor([[forward, left, 1.0]] * 30) / s.step_dt
+        term.advance(s)
+    asked = [6 * math.cos(0.4) + 2 * math.sin(-0.5), 6 * math.sin(0.4) - 2 * math.cos(-0.5)]
+    torch.testing.assert_close(term.fn.asked, torch.tensor([asked] * 30))
     mask = torch.ones(30, dtype=torch.bool)
     mask[-5:] = False
-    term = e.curricula[0]
     term(s, mask)
     level = ground.level.view(6, 5)
     assert (level[:5, 0] == 2).all() and (level[:5, 1] == 0).all() and (level[:5, 3] == 1).all()
     assert (level[:5, 4] == 0).all() and (level[:5, 2] < 4).all() and len(set(level[:5, 2].tolist())) > 1
     assert level[5].tolist() == [1, 1, 3, 2, 0]
-    s.commands["velocity"] = torch.zeros(30, 3)  # told to stand: it has come all the way
+    term.reset(s, e.everywhere)  # told to stand, or in a circle: it has come all the way
     before = ground.level.clone()
     assert e.read_metrics()["curriculum/terrain_levels"] == pytest.approx(before.float().mean().item() / 3, abs=1e-6)
     term(s, torch.arange(30) % 5 == 4)
