@@ -184,7 +184,7 @@ def test_the_edge_ends_an_episode_without_failure():
     e = env(*SMALL)
     s = e.state
     qpos = s.read("qpos").clone()
-    qpos[3, 0] = -s.ground.corner[0] - 0.5
+    qpos[3, 0], qpos[3, 2] = -s.ground.corner[0] - 0.5, 0.4
     e.engine.write("qpos", qpos, e.everywhere)
     e.engine.forward()
     s.refresh()
