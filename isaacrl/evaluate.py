@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from isaacrl import algos, runs
+from isaacrl import algos, evaluate_terrain, runs
 from isaacrl.env import Env
 from isaacrl.errors import UserError
 
@@ -36,6 +36,8 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
         "overflow": int(env.engine.overflow.sum()),
         "metrics": {name: statistics(values) for name, values in episodes.items()},
     }
+    if env.state.ground is not None:
+        result["terrain"] = evaluate_terrain.by_patch(env, lambda: run_episodes(env, algo.act, env.num_envs))
     result["solved"] = verdict(cfg.task.solved, result["metrics"], "solved")
     result["milestone"] = verdict(cfg.task.milestone, result["metrics"], "milestone")
     try:
@@ -126,6 +128,8 @@ def _show(result: dict[str, Any], written: str) -> None:
             f"{s['max']:.4g}",
         )
     console.print(table)
+    if "terrain" in result:
+        evaluate_terrain.show(console, result["terrain"])
     print(written)
     for section in ("milestone", "solved"):
         found = result[section]

@@ -11,6 +11,7 @@ from isaacrl import sim
 from isaacrl.config import compose
 from isaacrl.env import Env
 from isaacrl.errors import UserError
+from isaacrl.evaluate_terrain import by_patch
 from isaacrl.schema import TerrainConfig
 from isaacrl.sim import terrain
 
@@ -221,3 +222,41 @@ def test_mistakes_are_told(task, overrides, message):
 def test_no_kinds_are_a_plane():
     scene = sim.make_scene(*(compose(["task=go2_flat"])[k] for k in ("asset", "task")))
     assert scene.terrain is None and scene.model.geom("ground").type == mujoco.mjtGeom.mjGEOM_PLANE
+
+
+def test_way_is_what_was_come_of_what_was_asked():
+    e = env(*SMALL)
+    s, way = e.state, next(t for t in e.task.metric_terms if t.name == "way")
+    way.reset(s, e.everywhere)
+    assert (way(s) == 1.0).all()  # nothing was asked
+    turn(e, 0.5)
+    s.commands["velocity"] = torch.tensor([[4.0, 0.0, 0.0]] * 30) / s.step_dt
+    way.advance(s)
+    assert (way(s) < 0.05).all()
+    qpos = s.read("qpos").clone()
+    qpos[:15, 0] += 3.0
+    qpos[15:, 1] += 9.0
+    e.engine.write("qpos", qpos, e.everywhere)
+    e.engine.forward()
+    s.refresh()
+    torch.testing.assert_close(way(s), torch.tensor([0.75] * 15 + [1.0] * 15), rtol=0.0, atol=0.02)
+
+
+def test_an_evaluation_tells_kinds_and_levels_apart():
+    e = env(*SMALL, "task.terrain.levels=4")
+    e.curricula = []
+
+    def run():
+        e.reset()  # where robots stand
+        at = e.state.base_pos_w[:, :2]
+        nearest = torch.cdist(at, e.state.ground.origins[..., :2].reshape(-1, 2)).argmin(dim=1)
+        return {"x": nearest.float()}
+
+    found = by_patch(e, run)["x"]
+    kinds = e.state.ground.kinds
+    for kind, means in found.items():
+        columns = torch.tensor([c for c in e.state.ground.column.tolist() if kinds[c] == kind])
+        for level, mean in enumerate(means):
+            own = [len(kinds) * level + int(c) for c in columns]
+            assert mean is None or min(own) <= mean <= max(own)
+    assert sum(m is not None for means in found.values() for m in means) > len(found)

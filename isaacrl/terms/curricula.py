@@ -15,6 +15,7 @@ from torch import Tensor
 from isaacrl.errors import UserError
 from isaacrl.state import State
 from isaacrl.terms.curriculum import Curriculum, good
+from isaacrl.terms.measures import commanded_lin_vel_w
 
 
 class steps(Curriculum):
@@ -113,9 +114,7 @@ class terrain_levels(Curriculum):
         return {"asked": torch.zeros(s.num_envs, 2, device=s.device)}
 
     def advance(self, s: State) -> dict[str, Tensor]:
-        x, y = s.command(self.command)[:, :2].unbind(1)
-        cos, sin = torch.cos(s.heading_w), torch.sin(s.heading_w)
-        return {"asked": self.asked + s.step_dt * torch.stack((cos * x - sin * y, sin * x + cos * y), dim=1)}
+        return {"asked": self.asked + s.step_dt * commanded_lin_vel_w(s, self.command)}
 
     def __call__(self, s: State, mask: Tensor) -> None:
         ground, mask = self.ground, mask & s.whole & (s.episode_step > 0)
