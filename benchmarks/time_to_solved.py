@@ -139,7 +139,7 @@ class Judge:
         if i not in self.seen:
             self.env.load_state_dict(self.start)
             self.algo.deployed.load_state_dict(self.snapshots[i])
-            episodes = run_episodes(self.env, self.algo.act, self.episodes)
+            episodes = run_episodes(self.env, self.algo.controller(self.env), self.episodes)
             found = verdict(self.cfg.task.solved, {k: statistics(v) for k, v in episodes.items()}, "solved")
             assert found is not None
             self.seen[i] = {"solved": found["solved"], "criteria": found["criteria"]}

@@ -320,6 +320,20 @@ def _check_ppo(data: Any) -> None:
     if algo["min_std"] > algo["max_std"]:
         raise KeyedError("algo.min_std", f"{algo['min_std']:g} is larger than algo.max_std={algo['max_std']:g}")
     envs, steps, n = data["num_envs"], algo["num_steps"], algo["minibatches"]
+    if algo["recurrent"] != "none":
+        if algo["symmetry"] != "none":
+            raise KeyedError(
+                "algo.symmetry",
+                "a recurrent policy has no hidden states of mirrored worlds to start from; "
+                "use algo.symmetry=none or algo.recurrent=none",
+            )
+        if envs % n:
+            valid = nearest_divisors(envs, n)
+            raise KeyedError(
+                "algo.minibatches",
+                f"{n} does not divide num_envs = {envs}, of whose whole sequences a recurrent policy learns; "
+                f"the nearest that do: {' and '.join(map(str, valid))}",
+            )
     total = envs * steps
     if total % n:
         valid = nearest_divisors(total, n)

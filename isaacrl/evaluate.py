@@ -23,7 +23,7 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     cfg = OmegaConf.merge(cfg, {"num_envs": math.ceil(options.episodes / rounds), "seed": options.seed})
     env = Env(cfg)
     algo, entry = algos.load(env, cfg, run_path, options.checkpoint)
-    episodes = run_episodes(env, algo.act, options.episodes)
+    episodes = run_episodes(env, algo.controller(env), options.episodes)
     result = {
         "run": str(run_path),
         "checkpoint": entry,

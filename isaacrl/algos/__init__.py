@@ -1,4 +1,4 @@
-"""Learning algorithms. Each builds on an environment and offers iterate, act, state_dict and load_state_dict."""
+"""Learning algorithms. Each builds on an environment and offers prepare, iterate, controller, state_dict and load_state_dict."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ def build(env: Any, cfg: DictConfig) -> Any:
     if env.device == "cpu":
         # Small networks gain nothing from a second thread, and threads that wait for each other lose much where
         # cores are shared with other programs.
-        small = max([*cfg.algo.hidden, *(cfg.algo.critic_hidden or [])], default=0) <= SMALL
+        memory = [cfg.algo.rnn_hidden] if cfg.algo.get("recurrent", "none") != "none" else []
+        small = max([*cfg.algo.hidden, *(cfg.algo.critic_hidden or []), *memory], default=0) <= SMALL
         torch.set_num_threads(1 if small else THREADS)
     return ALGORITHMS[cfg.algo.name](env, cfg.algo, cfg.seed)
 
