@@ -159,6 +159,12 @@ def unknown_key(key: str, algo: str = "ppo", root: type = Config) -> KeyedError:
     known = [k for k, _ in all_keys(algo)] if root is Config else []
     same = [k for k in known if k.rpartition(".")[2] == parts[-1]]  # the right name in another section
     prefix = f"{done}." if done else ""
+    if done == "algo":
+        others = [f"algo={n}" for n, c in ALGORITHMS.items() if part in {f.name for f in dataclasses.fields(c)}]
+        if others and root is Config:
+            return KeyedError(
+                one_line(prefix + part), f"exists with {' and '.join(others)} only; algo={algo} has: {listing(names)}"
+            )
     where = f"section {done}" if done else "the configuration" if root is Config else "the command"
     near = [prefix + n for n in nearest(part, names)]
     meant = sorted(same or near, key=len)[:2]

@@ -1,4 +1,4 @@
-"""Learning algorithms. Each builds on an environment and offers prepare, iterate, controller, state_dict and load_state_dict."""
+"""Learning algorithms, each on an environment: prepare, iterate, controller, state_dict and load_state_dict."""
 
 from pathlib import Path
 from typing import Any
@@ -67,4 +67,17 @@ def load(env: Any, cfg: DictConfig, run: Path, which: str) -> tuple[Any, dict[st
 
 def take_policy(algo: Any, state: dict[str, Any]) -> None:
     """Restore a checkpoint in order to act: without what only learning needs and takes room for."""
-    algo.load_state_dict(state["algo"] | {"buffer": None})
+    restore(algo, state["algo"] | {"buffer": None})
+
+
+def restore(algo: Any, state: dict[str, Any]) -> None:
+    """Take over a checkpoint's state of the algorithm. Raises: UserError where its networks are others."""
+    try:
+        algo.load_state_dict(state)
+    except RuntimeError as e:
+        if "loading state_dict" not in str(e):
+            raise
+        raise UserError(
+            "checkpoint: its networks are not those of this configuration; leave algo.hidden, algo.critic_hidden, "
+            "algo.recurrent, algo.rnn_hidden and the other settings of networks as the run has them"
+        ) from e

@@ -405,7 +405,7 @@ class PPO:
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
-        """The deterministic action [N, A] of the policy group's observation; a recurrent policy needs a `controller`."""
+        """The deterministic action [N, A] of the policy group's observation; a recurrent policy has a `controller`."""
         return self.deployed(obs)
 
     def controller(self, env: Any) -> Callable[[Tensor], Tensor]:

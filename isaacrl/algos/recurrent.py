@@ -38,11 +38,50 @@ class GRU(nn.GRUCell):
         x [T, B, D]; hidden [B, H] at the start. Where an episode ended with step t (done [T, B]) the next one begins
         with zeros; the state after step t itself is the one before that.
         """
-        out = []
-        for gates, end in zip(self.gates(x).unbind(), done.unbind()):
-            out.append(self.advance(gates, hidden))
-            hidden = torch.where(end[:, None], 0.0, out[-1])
-        return torch.stack(out), hidden
+        return _Sequence.apply(self.gates(x), self.weight_hh, self.bias_hh, done, hidden, self.advance)
+
+
+class _Sequence(torch.autograd.Function):
+    """The loop of `GRU.over`, with its gradient by hand.
+
+    Autograd would keep, and go back through, a dozen operations a step. What does not depend on later steps is
+    computed of all steps at once here, anew from the hidden states; four operations a step are left.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, weight: Tensor, bias: Tensor, done: Tensor, first: Tensor, advance: Any):
+        out, hidden, zero = [], first, first.new_zeros(())
+        for x, end in zip(gates.unbind(), done.unbind()):
+            out.append(advance(x, hidden))
+            hidden = torch.where(end[:, None], zero, out[-1])
+        states = torch.stack(out)
+        ctx.save_for_backward(gates, weight, bias, done, first, states)
+        return states, hidden
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_states, grad), (gates, weight, bias, done, first, states) = grads, ctx.saved_tensors
+        n = first.shape[-1]
+        before = torch.cat((first[None], torch.where(done[:-1, :, None], 0.0, states[:-1])))
+        own = nn.functional.linear(before, weight, bias)
+        reset, update = torch.sigmoid(gates[..., : 2 * n] + own[..., : 2 * n]).chunk(2, dim=-1)
+        new = torch.tanh(gates[..., 2 * n :] + reset * own[..., 2 * n :])
+        # By how much the state after a step changes with the hidden state's share of the gates.
+        slope = (1.0 - update) * (1.0 - new.square())
+        by_reset = slope * own[..., 2 * n :] * reset * (1.0 - reset)
+        by_gates = torch.stack(
+            (by_reset, (before - new) * update * (1.0 - update), slope * reset), dim=2
+        )  # [T, B, 3, H]
+        keep = (~done).to(gates.dtype)[..., None]
+        grad_own, total = torch.empty_like(by_gates), torch.empty_like(states)
+        for t in reversed(range(len(states))):
+            torch.addcmul(grad_states[t], keep[t], grad, out=total[t])
+            torch.mul(by_gates[t], total[t, :, None], out=grad_own[t])
+            grad = torch.addmm(update[t] * total[t], grad_own[t].flatten(1), weight)
+        grad_own = grad_own.flatten(2)
+        grad_gates = torch.cat((grad_own[..., : 2 * n], slope * total), dim=-1)
+        grad_weight = grad_own.flatten(0, 1).t() @ before.flatten(0, 1)
+        return grad_gates, grad_weight, grad_own.sum(dim=(0, 1)), None, grad, None
 
 
 class Recurrent(nn.Module):
