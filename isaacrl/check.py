@@ -159,7 +159,7 @@ def unknown_key(key: str, algo: str = "ppo", root: type = Config) -> KeyedError:
     known = [k for k, _ in all_keys(algo)] if root is Config else []
     same = [k for k in known if k.rpartition(".")[2] == parts[-1]]  # the right name in another section
     prefix = f"{done}." if done else ""
-    if done == "algo":
+    if done == "algo" and not same:
         others = [f"algo={n}" for n, c in ALGORITHMS.items() if part in {f.name for f in dataclasses.fields(c)}]
         if others and root is Config:
             return KeyedError(

@@ -66,12 +66,13 @@ class _Sequence(torch.autograd.Function):
         own = nn.functional.linear(before, weight, bias)
         reset, update = torch.sigmoid(gates[..., : 2 * n] + own[..., : 2 * n]).chunk(2, dim=-1)
         new = torch.tanh(gates[..., 2 * n :] + reset * own[..., 2 * n :])
-        # By how much the state after a step changes with the hidden state's share of the gates.
+        # By how much the state after a step changes with the hidden state's share of the gates, [T, B, 3, H].
         slope = (1.0 - update) * (1.0 - new.square())
-        by_reset = slope * own[..., 2 * n :] * reset * (1.0 - reset)
-        by_gates = torch.stack(
-            (by_reset, (before - new) * update * (1.0 - update), slope * reset), dim=2
-        )  # [T, B, 3, H]
+        by_reset, by_update = (
+            slope * own[..., 2 * n :] * reset * (1.0 - reset),
+            (before - new) * update * (1.0 - update),
+        )
+        by_gates = torch.stack((by_reset, by_update, slope * reset), dim=2)
         keep = (~done).to(gates.dtype)[..., None]
         grad_own, total = torch.empty_like(by_gates), torch.empty_like(states)
         for t in reversed(range(len(states))):
