@@ -151,7 +151,7 @@ class Judge:
             self.env.load_state_dict(self.start)
             hold(self.env, self.snapshots[i]["curricula"])
             self.algo.deployed.load_state_dict(self.snapshots[i]["policy"])
-            episodes = run_episodes(self.env, self.algo.act, self.episodes)
+            episodes = run_episodes(self.env, self.algo.controller(self.env), self.episodes)
             found = verdict(self.cfg.task.solved, {k: statistics(v) for k, v in episodes.items()}, "solved")
             assert found is not None
             self.seen[i] = {"solved": found["solved"], "criteria": found["criteria"]}

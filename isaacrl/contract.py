@@ -23,6 +23,14 @@ EXTRA_INPUTS = {
         "start": "by joint, as output.joints[].start says: its measured position, or 0",
     },
 }
+RECURRENT = {
+    "input": "h_in",
+    "output": "h_out",
+    "dtype": "float32",
+    "start": 0.0,
+    "feed": "h_out of the step before",
+    "reset": "zeros in the first step, and whenever an episode begins: the robot is started anew or set upright again",
+}
 ACTUATION = {
     "law": "force = clip(gain * target - kp * gear * q - kd * gear * qd, +-effort_limit), every physics_dt or faster; "
     "torque at the joint = gear * force; q and qd are the joint's measured position and velocity",
@@ -81,6 +89,7 @@ def describe(env: Env, cfg: DictConfig, module: Any, checkpoint: dict[str, Any] 
             if a not in module.columns.tolist()
         },
         "extra_inputs": [EXTRA_INPUTS[name] | {"shape": [None, len(joints)]} for name in module.extra_inputs],
+        "recurrent": RECURRENT | {"shape": [None, module.hidden]} if module.hidden else None,
         "actuation": ACTUATION
         | {
             "gravity_compensation": {

@@ -23,7 +23,7 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     cfg = OmegaConf.merge(cfg, {"num_envs": math.ceil(options.episodes / rounds), "seed": options.seed})
     env = Env(cfg)
     algo, entry = algos.load(env, cfg, run_path, options.checkpoint)
-    episodes = run_episodes(env, algo.act, options.episodes)
+    episodes = run_episodes(env, algo.controller(env), options.episodes)
     result = {
         "run": str(run_path),
         "checkpoint": entry,
@@ -37,7 +37,9 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
         "metrics": {name: statistics(values) for name, values in episodes.items()},
     }
     if env.state.ground is not None:
-        result["terrain"] = evaluate_terrain.by_patch(env, lambda: run_episodes(env, algo.act, env.num_envs))
+        result["terrain"] = evaluate_terrain.by_patch(
+            env, lambda: run_episodes(env, algo.controller(env), env.num_envs)
+        )
     result["solved"] = verdict(cfg.task.solved, result["metrics"], "solved")
     result["milestone"] = verdict(cfg.task.milestone, result["metrics"], "milestone")
     try:

@@ -140,8 +140,16 @@ class PPOConfig:
     hidden: list[int] = key([256, 128, 64], "hidden layers of the policy", ge=1)
     critic_hidden: list[int] | None = key(None, "hidden layers of the critic; default: as the policy", ge=1)
     activation: str = key("elu", "activation of hidden layers", choices=("elu", "relu", "tanh"))
+    recurrent: str = key(
+        "none",
+        "gru: a GRU before policy and critic, so that they remember; minibatches are then groups of worlds",
+        choices=("none", "gru"),
+    )
+    rnn_hidden: int = key(256, "size of the GRUs' hidden states (algo.recurrent)", ge=1)
     precision: str = key(
-        "tf32", "matrix products of the update on a GPU; sums are always float32", choices=("float32", "tf32", "bf16")
+        "tf32",
+        "matrix products on a GPU, sums are always float32 (algo.recurrent: bf16 is tf32)",
+        choices=("float32", "tf32", "bf16"),
     )
     average: float = key(
         0.0,

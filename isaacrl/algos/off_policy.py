@@ -8,6 +8,7 @@ import contextlib
 import copy
 import math
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -316,6 +317,10 @@ class OffPolicy:
     def act(self, obs: Tensor) -> Tensor:
         """The deterministic action [N, A] of the policy group's observation."""
         return self.deployed(obs)
+
+    def controller(self, env: Any) -> Callable[[Tensor], Tensor]:
+        """Observation [E, D] -> deterministic action [E, A], in every step of an environment from its reset on."""
+        return self.act
 
     def _modules(self) -> dict[str, nn.Module]:
         """All that has a state, by name."""
