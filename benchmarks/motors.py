@@ -7,7 +7,8 @@
 Torque against speed of every joint, in MuJoCo's own physics on the CPU: 64 robots, one episode each, at every policy
 step. Pushes, noise and randomization of the task stay on. docs/images/motors.png shows where the samples lie, a row a
 policy and a column a group of motors, with the torque limit and the line from stall to no-load speed where the robot's
-file has one; torque counts as positive where it drives. results/motors.json has the figures.
+file has one; torque counts as positive where it drives. It is that of a physics step, the speed that after it: an
+impact can part them. results/motors.json has the figures.
 """
 
 import argparse
