@@ -24,6 +24,7 @@ MORE = [
     "task.observations.more.heading={}",
     "task.observations.more.contact_force={scale: 0.01, clip: 100.0}",
     "task.observations.more.height_scan={scale: 5.0, size: [0.4, 0.3], resolution: 0.1}",
+    "task.observations.more.rays={azimuths: 7, elevation: [-50, -20], elevations: 2, far: 1.5, pos: [0.1, 0.0, 0.2]}",
     "task.sensors.imu={}",
     "task.observations.more.imu_ang_vel={history: 2}",
     "task.observations.more.imu_lin_acc={scale: 0.1}",
