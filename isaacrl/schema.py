@@ -93,7 +93,9 @@ class AssetConfig:
     feet: list[str] = key([], "patterns of the bodies, or else geoms, that are the robot's feet")
     default_pose: dict[str, Any] = key({}, "joint pattern -> default position [rad or m]")
     mirror: dict[str, Any] = key({}, "pattern of names -> what it becomes on the other side (algo.symmetry)")
-    actuators: dict[str, Any] = key({}, "groups of joints and their actuation law, gains and limits")
+    actuators: dict[str, Any] = key(
+        {}, "groups of joints and their actuation law, gains and limits (docs/actuators.md)"
+    )
 
 
 @dataclass

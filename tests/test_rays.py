@@ -1,9 +1,12 @@
 """Rays against MuJoCo's own (mj_ray), on every kind of terrain and against every shape they see."""
 
+import sys
+
 import mujoco
 import numpy as np
 import pytest
 import torch
+import warp as wp
 
 from isaacrl.config import compose
 from isaacrl.env import Env
@@ -206,6 +209,12 @@ def test_a_pattern_has_a_mirror_image_or_is_refused():
     assert sorted(mirror_map(fan((-180, 180), 7, (0, 0), 1) @ np.diag([-1, 1, 1]), (1, -1, 1))) == list(range(7))
     with pytest.raises(UserError, match="without its mirror image"):
         mirror_map(fan((-90, 80), 5, (0, 0), 1), (1.0, -1.0, 1.0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Warp compiles for GPUs on Linux and Windows")
+def test_the_kernel_compiles_for_a_gpu(tmp_path):
+    wp.compile_aot_module(wp.get_module("isaacrl.sim.rays"), arch=90, module_dir=tmp_path, use_ptx=False)
+    assert list(tmp_path.glob("*.cubin"))
 
 
 @pytest.mark.parametrize(
