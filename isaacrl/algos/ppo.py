@@ -90,13 +90,13 @@ class PPO:
         self.params = FlatParameters(self.policy, self.critic)
         self.lr = torch.tensor(float(cfg.lr), device=self.device)
         self.optimizer = Adam(self.params.value, self.lr)
-        self.symmetry = symmetry.build(env, self.critic_group) if cfg.symmetry == "augment" else None
+        self.symmetry = symmetry.build(env, self.critic_group, cfg.symmetry) if cfg.symmetry != "none" else None
         first = env.obs["policy"], env.obs[self.critic_group]
         self._update_normalizers(*(first if self.symmetry is None else self.symmetry.observations(*first)))
         self.samples = cfg.num_steps * env.num_envs * (1 if self.symmetry is None else 2)  # N
         rows = self.samples // cfg.minibatches
         by_hand = self.device == "cpu" and host_update.is_small(rows, self.policy, self.critic)
-        self.gradient = host_update.Gradient(self.policy, self.critic, cfg) if by_hand else None
+        self.gradient = host_update.Gradient(self.policy, self.critic, cfg, self.symmetry) if by_hand else None
         self.seed = seed
         self.on_device: Any = None
         if self.device != "cpu":
@@ -105,8 +105,7 @@ class PPO:
         self._program: Any = None  # a step of the rollout
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._metrics: dict[str, Tensor] = {}
-        self.capture_seconds = 0.0
-        self.updates_per_iteration = cfg.epochs * cfg.minibatches
+        self.capture_seconds, self.updates_per_iteration = 0.0, cfg.epochs * cfg.minibatches
 
     def _allocate(self) -> None:
         """Buffers of a rollout, [T, E, ...], once."""
@@ -241,7 +240,7 @@ class PPO:
         """From now on `_update` is that of `device_update.py`, on whatever device."""
         from isaacrl.algos.device_update import DeviceUpdate  # imports Warp
 
-        parts = self.policy, self.critic, self.params, self.optimizer, self.lr, self.cfg
+        parts = self.policy, self.critic, self.params, self.optimizer, self.lr, self.cfg, self.symmetry
         shared = self.critic_group == "policy"
         self.on_device = DeviceUpdate(*parts, seed=self.seed, samples=self.samples, shared=shared, device=self.device)
 
@@ -294,28 +293,32 @@ class PPO:
             columns += [advantage.flatten(), target.flatten(), old_value.flatten(), log_prob0]
 
         N = len(log_prob0)
-        size = N // cfg.minibatches
-        totals = torch.zeros(7, device=self.device)
+        size = symmetry.rows(self.symmetry, N, cfg.minibatches)
+        totals = torch.zeros(8, device=self.device)
         for _ in range(cfg.epochs):
-            order = torch.randperm(N, generator=self.generator, device=self.device)
+            order = symmetry.order(self.symmetry, N, self.env.num_envs, size, self.generator)
             if self.gradient is not None:
                 totals += self._host_epoch(self.gradient, log_std0, [x.index_select(0, order) for x in columns], size)
                 continue
             for i in range(cfg.minibatches):
                 rows = order[i * size : (i + 1) * size]
-                totals += self._minibatch(log_std0, *(x.index_select(0, rows) for x in columns))
+                totals += self._minibatch(log_std0, *symmetry.batch(self.symmetry, columns, rows))
         with torch.no_grad():
             self._update_normalizers(rollout["obs"], rollout["critic_obs"])
             self._update_returns(returns)
             self._average()
         means = totals / (cfg.epochs * cfg.minibatches)
         names = ("loss/policy", "loss/value", "entropy", "kl", "clip_fraction", "grad_norm")
-        return dict(zip(names, means)) | {
-            "skipped_updates": totals[6],
-            "lr": self.lr.clone(),
-            "std": self.policy.log_std.exp().mean().detach(),
-            "explained_variance": explained,
-        }
+        return (
+            dict(zip(names, means))
+            | {
+                "skipped_updates": totals[6],
+                "lr": self.lr.clone(),
+                "std": self.policy.log_std.exp().mean().detach(),
+                "explained_variance": explained,
+            }
+            | ({"loss/symmetry": means[7]} if self.symmetry is not None and self.symmetry.paired else {})
+        )
 
     def _minibatch(
         self,
@@ -329,15 +332,16 @@ class PPO:
         old_value: Tensor,
         log_prob0: Tensor,
     ) -> Tensor:
-        """One gradient step; (losses, entropy, KL, clip fraction, gradient norm, skipped) as a vector."""
-        cfg = self.cfg
-        mean, log_std = self.policy.net(obs), self.policy.log_std
+        """One gradient step; (losses, entropy, KL, clip fraction, gradient norm, skipped, mirror loss) [8]."""
+        cfg, means, log_std = self.cfg, self.policy.net(obs), self.policy.log_std
+        mean, asymmetry = means[: len(action)], symmetry.loss(self.symmetry, means)
         ratio = torch.exp(gaussian_log_prob(action, mean, log_std) - log_prob0)
         loss_policy = policy_loss(ratio, advantage, cfg.clip)
         value = self.critic.net(critic_obs)[:, 0]
         loss_value = value_loss(value, old_value, target, cfg.clip if cfg.value_clip else None)
         entropy = gaussian_entropy(log_std)
         loss = loss_policy + cfg.value_coef * loss_value - cfg.entropy_coef * entropy
+        loss = loss + cfg.symmetry_coef * asymmetry
         self.params.grad.zero_()
         loss.backward()
         with torch.no_grad():
@@ -349,7 +353,7 @@ class PPO:
             clipped = ((ratio - 1.0).abs() > cfg.clip).float().mean()
             row = torch.stack((loss_policy, loss_value, entropy, kl, clipped, norm))
             skipped = (~finite).float()
-            return torch.cat((torch.where(finite, row, 0.0), skipped[None]))
+            return torch.cat((torch.where(finite, row, 0.0), torch.stack((skipped, asymmetry * finite))))
 
     @torch.no_grad()
     def _host_epoch(self, gradient: host_update.Gradient, log_std0: Tensor, columns: list[Tensor], size: int) -> Tensor:
@@ -359,7 +363,7 @@ class PPO:
         value, grad = self.params.value.detach().numpy(), self.params.grad.numpy()
         moments = state["exp_avg"].numpy(), state["exp_avg_sq"].numpy()
         log_std, low, high = self.policy.log_std.detach().numpy(), math.log(cfg.min_std), math.log(cfg.max_std)
-        lr, steps, totals = float(self.lr), int(state["step"]), [0.0] * 7
+        lr, steps, totals = float(self.lr), int(state["step"]), [0.0] * 8
         for i in range(cfg.minibatches):
             row = gradient(old, *(x[i * size : (i + 1) * size] for x in arrays))
             norm = host_update.clip_norm(grad, cfg.max_grad_norm)
@@ -372,7 +376,7 @@ class PPO:
                 lr = min(max(lr * factor, cfg.lr_min), cfg.lr_max)
             host_update.adam_step(value, grad, *moments, steps, lr)
             log_std.clip(low, high, out=log_std)
-            totals = [a + b for a, b in zip(totals, (*row, norm, 0.0))]
+            totals = [a + b for a, b in zip(totals, (*row[:5], norm, 0.0, row[5]))]
         self.lr.fill_(lr)
         state["step"].fill_(float(steps))
         return torch.tensor(totals)
