@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import warp as wp
+from fused_kernel import optimization
+from test_fuse_env import actions, agree, left_by, pair
 
 from isaacrl.config import compose
 from isaacrl.env import Env
 from isaacrl.errors import UserError
-from isaacrl.fuse import program
 from isaacrl.schema import TerrainConfig
 from isaacrl.sim import terrain
 from isaacrl.sim.rays import RayCaster
@@ -182,23 +183,16 @@ def test_rays_start_at_the_body_or_site_and_turn_with_it(frame, level):
         )
 
 
-def test_rays_are_part_of_a_recorded_step():
-    """What a recording replays is what the term says."""
-    e = env("rays={azimuths: 6, elevation: [-30, -30], far: 3.0, scale: 0.5}")
-    term, out = next(g for g in e.groups if g.name == "critic").terms[-1], torch.zeros(12, 6)
-    assert term.name == "rays"
-
-    def step():
-        e.state.refresh()
-        out.copy_(2.0 * term(e.state))
-
-    compiled, _ = program.compile(step, 12, "cpu")
-    turn(e)
-    out.zero_()
-    compiled()
-    e.state.refresh()
-    torch.testing.assert_close(out, 2.0 * term(e.state), rtol=0, atol=1e-5)
-    assert out.std() > 0.1
+def test_rays_are_part_of_a_compiled_step():
+    """With resets, rays in both groups, and noise and history: carried out one by one, and compiled."""
+    policy = "policy.rays={azimuths: 6, elevation: [-30, -10], elevations: 2, far: 3.0, noise: 0.01, history: 2}"
+    critic = "critic.rays={site: imu, yaw_only: true, azimuths: 5, azimuth: [-60, 60], elevation: [-40, -40]}"
+    with optimization(0):
+        plain, fused = pair("go2_rough", *SMALL, *(f"task.observations.{x}" for x in (policy, critic)), num_envs=31)
+        for action in actions(plain, 4):
+            agree(left_by(plain, action), left_by(fused, action))
+    seen = plain.obs["policy"][:, -24:]
+    assert seen.shape == (31, 24) and (seen.std(dim=0) > 0.02).all()
 
 
 def test_a_pattern_has_a_mirror_image_or_is_refused():

@@ -309,16 +309,13 @@ class PPO:
             self._average()
         means = totals / (cfg.epochs * cfg.minibatches)
         names = ("loss/policy", "loss/value", "entropy", "kl", "clip_fraction", "grad_norm")
-        return (
-            dict(zip(names, means))
-            | {
-                "skipped_updates": totals[6],
-                "lr": self.lr.clone(),
-                "std": self.policy.log_std.exp().mean().detach(),
-                "explained_variance": explained,
-            }
-            | ({"loss/symmetry": means[7]} if self.symmetry is not None and self.symmetry.paired else {})
-        )
+        return dict(zip(names, means)) | {
+            "skipped_updates": totals[6],
+            "lr": self.lr.clone(),
+            "std": self.policy.log_std.exp().mean().detach(),
+            "explained_variance": explained,
+            **symmetry.metrics(self.symmetry, means[7]),
+        }
 
     def _minibatch(
         self,
@@ -351,9 +348,9 @@ class PPO:
             self.params.grad.mul_((cfg.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
             self._optimizer_step(finite, kl)
             clipped = ((ratio - 1.0).abs() > cfg.clip).float().mean()
-            row = torch.stack((loss_policy, loss_value, entropy, kl, clipped, norm))
-            skipped = (~finite).float()
-            return torch.cat((torch.where(finite, row, 0.0), torch.stack((skipped, asymmetry * finite))))
+            row = torch.stack((loss_policy, loss_value, entropy, kl, clipped, norm, asymmetry))
+            row = torch.where(finite, row, 0.0)
+            return torch.cat((row[:6], (~finite).float()[None], row[6:]))
 
     @torch.no_grad()
     def _host_epoch(self, gradient: host_update.Gradient, log_std0: Tensor, columns: list[Tensor], size: int) -> Tensor:

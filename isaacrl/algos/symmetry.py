@@ -89,6 +89,11 @@ def batch(symmetry: Symmetry | None, columns: list[Tensor], order: Tensor) -> li
     return [out[0], *(x[: len(order) // 2] for x in out[1:])]
 
 
+def metrics(symmetry: Symmetry | None, loss: Tensor) -> dict[str, Tensor]:
+    """The mirror loss as a metric, where there is one."""
+    return {"loss/symmetry": loss} if symmetry is not None and symmetry.paired else {}
+
+
 def build(env: Any, critic_group: str, mode: str = "augment") -> Symmetry:
     """The symmetry of an environment's task and robot. mode: `algo.symmetry`.
 
