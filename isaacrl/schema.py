@@ -93,7 +93,9 @@ class AssetConfig:
     feet: list[str] = key([], "patterns of the bodies, or else geoms, that are the robot's feet")
     default_pose: dict[str, Any] = key({}, "joint pattern -> default position [rad or m]")
     mirror: dict[str, Any] = key({}, "pattern of names -> what it becomes on the other side (algo.symmetry)")
-    actuators: dict[str, Any] = key({}, "groups of joints and their actuation law, gains and limits")
+    actuators: dict[str, Any] = key(
+        {}, "groups of joints and their actuation law, gains and limits (docs/actuators.md)"
+    )
 
 
 @dataclass
@@ -162,9 +164,11 @@ class PPOConfig:
     max_std: float = key(2.0, "upper bound of the standard deviation", gt=0)
     symmetry: str = key(
         "none",
-        "left-right symmetry; augment: learn from each rollout and its mirror image (asset.mirror)",
-        choices=("none", "augment"),
+        "left-right symmetry (asset.mirror); augment: learn from each rollout and its mirror image; loss: the policy's "
+        "squared difference from its mirror image is part of the loss",
+        choices=("none", "augment", "loss", "augment+loss"),
     )
+    symmetry_coef: float = key(1.0, "weight of the mirror loss of symmetry=loss and augment+loss", ge=0)
     normalize_obs: bool = key(True, "normalize observations by running statistics")
     normalize_value: bool = key(True, "normalize value targets by running statistics")
 

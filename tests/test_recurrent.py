@@ -118,7 +118,7 @@ def test_the_first_update_begins_at_a_ratio_of_one():
     real = algo._minibatch
     algo._minibatch = lambda *a: rows.append(real(*a)) or rows[0]
     algo._update()
-    loss, _, _, kl, clipped, norm, _ = rows[0]
+    loss, _, _, kl, clipped, norm, *_ = rows[0]
     assert abs(kl) < 1e-9 and clipped == 0.0 and abs(loss) < 1e-5 and norm > 0.0  # advantages have a mean of 0
 
 

@@ -44,13 +44,13 @@ class PPO:
         self.params = FlatParameters(self.policy, self.critic)
         self.lr = torch.tensor(float(cfg.lr), device=self.device)
         self.optimizer = Adam(self.params.value, self.lr)
-        self.symmetry = symmetry.build(env, self.critic_group) if cfg.symmetry == "augment" else None
+        self.symmetry = symmetry.build(env, self.critic_group, cfg.symmetry) if cfg.symmetry != "none" else None
         first = env.obs["policy"], env.obs[self.critic_group]
         self._update_normalizers(*(first if self.symmetry is None else self.symmetry.observations(*first)))
         self.samples = cfg.num_steps * env.num_envs * (1 if self.symmetry is None else 2)  # N
         rows = self.samples // cfg.minibatches
         by_hand = self.device == "cpu" and not recurrent and host_update.is_small(rows, self.policy, self.critic)
-        self.gradient = host_update.Gradient(self.policy, self.critic, cfg) if by_hand else None
+        self.gradient = host_update.Gradient(self.policy, self.critic, cfg, self.symmetry) if by_hand else None
         self.seed = seed
         self.on_device: Any = None
         if self.device != "cpu" and not recurrent:
@@ -59,8 +59,7 @@ class PPO:
         self._program: Any = None  # a step of the rollout
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._metrics: dict[str, Tensor] = {}
-        self.capture_seconds = 0.0
-        self.updates_per_iteration = cfg.epochs * cfg.minibatches
+        self.capture_seconds, self.updates_per_iteration = 0.0, cfg.epochs * cfg.minibatches
 
     def _allocate(self) -> None:
         """Buffers of a rollout, [T, E, ...], once."""
@@ -211,7 +210,7 @@ class PPO:
         """From now on `_update` is that of `device_update.py`, on whatever device."""
         from isaacrl.algos.device_update import DeviceUpdate  # imports Warp
 
-        parts = self.policy, self.critic, self.params, self.optimizer, self.lr, self.cfg
+        parts = self.policy, self.critic, self.params, self.optimizer, self.lr, self.cfg, self.symmetry
         shared = self.critic_group == "policy"
         self.on_device = DeviceUpdate(*parts, seed=self.seed, samples=self.samples, shared=shared, device=self.device)
 
@@ -267,16 +266,17 @@ class PPO:
                 columns += [done, self.memory.policy_start[None], self.memory.critic_start[None]]
 
         axis = 0 if self.memory is None else 1
-        size = columns[0].shape[axis] // cfg.minibatches
-        totals = torch.zeros(7, device=self.device)
+        n = columns[0].shape[axis]
+        size = symmetry.rows(self.symmetry, n, cfg.minibatches)
+        totals = torch.zeros(8, device=self.device)
         for _ in range(cfg.epochs):
-            order = self._order(columns[0].shape[axis])
+            order = self._order(n, size)
             if self.gradient is not None:
                 totals += self._host_epoch(self.gradient, log_std0, [x.index_select(0, order) for x in columns], size)
                 continue
             for i in range(cfg.minibatches):
                 rows = order[i * size : (i + 1) * size]
-                totals += self._minibatch(log_std0, *(x.index_select(axis, rows) for x in columns))
+                totals += self._minibatch(log_std0, *symmetry.batch(self.symmetry, columns, rows, axis))
         with torch.no_grad():
             if self.memory is not None:
                 self.memory.end()
@@ -290,12 +290,13 @@ class PPO:
             "lr": self.lr.clone(),
             "std": self.policy.log_std.exp().mean().detach(),
             "explained_variance": explained,
+            **symmetry.metrics(self.symmetry, means[7]),
         }
 
-    def _order(self, n: int) -> Tensor:
-        """A random order of n samples, or of n worlds' sequences."""
+    def _order(self, n: int, size: int) -> Tensor:
+        """A random order of n samples, or of n worlds' sequences, for minibatches of that size."""
         if self.memory is None:
-            return torch.randperm(n, generator=self.generator, device=self.device)
+            return symmetry.order(self.symmetry, n, self.env.num_envs, size, self.generator)
         return torch.rand(n, generator=self.generator, device=self.device).argsort()  # part of a CUDA graph
 
     def _outputs(self, obs: Tensor, critic_obs: Tensor, *memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -319,14 +320,16 @@ class PPO:
         log_prob0: Tensor,
         *memory: Tensor,
     ) -> Tensor:
-        """One gradient step; (losses, entropy, KL, clip fraction, gradient norm, skipped) as a vector."""
+        """One gradient step; (losses, entropy, KL, clip fraction, gradient norm, skipped, mirror loss) [8]."""
         cfg, log_std = self.cfg, self.policy.log_std
         mean, value = self._outputs(obs, critic_obs, *memory)
+        mean, asymmetry = mean[: len(action)], symmetry.loss(self.symmetry, mean)
         ratio = torch.exp(gaussian_log_prob(action, mean, log_std) - log_prob0)
         loss_policy = policy_loss(ratio, advantage, cfg.clip)
         loss_value = value_loss(value, old_value, target, cfg.clip if cfg.value_clip else None)
         entropy = gaussian_entropy(log_std)
         loss = loss_policy + cfg.value_coef * loss_value - cfg.entropy_coef * entropy
+        loss = loss + cfg.symmetry_coef * asymmetry
         with torch.autograd.set_multithreading_enabled(False):  # in this thread, which may capture
             grads = torch.autograd.grad(loss, self.params.parts)
         with torch.no_grad():
@@ -337,9 +340,9 @@ class PPO:
             self.params.grad.mul_((cfg.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
             self._optimizer_step(finite, kl)
             clipped = ((ratio - 1.0).abs() > cfg.clip).float().mean()
-            row = torch.stack((loss_policy, loss_value, entropy, kl, clipped, norm))
-            skipped = (~finite).float()
-            return torch.cat((torch.where(finite, row, 0.0), skipped[None]))
+            row = torch.stack((loss_policy, loss_value, entropy, kl, clipped, norm, asymmetry))
+            row = torch.where(finite, row, 0.0)
+            return torch.cat((row[:6], (~finite).float()[None], row[6:]))
 
     @torch.no_grad()
     def _host_epoch(self, gradient: host_update.Gradient, log_std0: Tensor, columns: list[Tensor], size: int) -> Tensor:
@@ -349,7 +352,7 @@ class PPO:
         value, grad = self.params.value.detach().numpy(), self.params.grad.numpy()
         moments = state["exp_avg"].numpy(), state["exp_avg_sq"].numpy()
         log_std, low, high = self.policy.log_std.detach().numpy(), math.log(cfg.min_std), math.log(cfg.max_std)
-        lr, steps, totals = float(self.lr), int(state["step"]), [0.0] * 7
+        lr, steps, totals = float(self.lr), int(state["step"]), [0.0] * 8
         for i in range(cfg.minibatches):
             row = gradient(old, *(x[i * size : (i + 1) * size] for x in arrays))
             norm = host_update.clip_norm(grad, cfg.max_grad_norm)
@@ -362,7 +365,7 @@ class PPO:
                 lr = min(max(lr * factor, cfg.lr_min), cfg.lr_max)
             host_update.adam_step(value, grad, *moments, steps, lr)
             log_std.clip(low, high, out=log_std)
-            totals = [a + b for a, b in zip(totals, (*row, norm, 0.0))]
+            totals = [a + b for a, b in zip(totals, (*row[:5], norm, 0.0, row[5]))]
         self.lr.fill_(lr)
         state["step"].fill_(float(steps))
         return torch.tensor(totals)

@@ -10,6 +10,7 @@ from isaacrl.errors import UserError
 from isaacrl.state import State, rotate_inverse
 from isaacrl.terms import ALL, Joints, Sites
 from isaacrl.terms.measures import reach_rotation
+from isaacrl.terms.rays import rays  # noqa: F401  a term of this family
 
 
 def joint_pos(s: State, *, joints: Joints = ALL, biased: bool = True) -> Tensor:
