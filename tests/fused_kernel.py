@@ -90,6 +90,7 @@ def run(
     arrays |= {f"own_{_accessor(t, name)}": np.array(v, real) for name, v in own.items()}
     arrays["fresh"][:] = state.get("fresh", 0)
     arrays["rows"] = np.full((worlds, t.row_columns), np.nan, real)
+    arrays["heights"] = t.heights.astype(real)
     if delays:
         arrays["line"] = np.array(state["line"], real)
     # Warp's arrays may not be empty.
@@ -103,7 +104,8 @@ def run(
     with optimization(level):
         k = kernel.build(t, double=double, backwards=backwards, edit=edit)
         wp.launch(k, dim=worlds, inputs=[worlds, steps, *inputs], device="cpu")
-    return {name: live[name].numpy().copy() if name in live else v for name, v in arrays.items()}
+    found = {name: live[name].numpy().copy() if name in live else v for name, v in arrays.items()}
+    return {k: v for k, v in found.items() if k != "heights"}
 
 
 def _accessor(t, name):
@@ -115,6 +117,7 @@ def tight(model):
     out = copy.copy(model)
     out.opt.solver, out.opt.iterations, out.opt.ls_iterations = mujoco.mjtSolver.mjSOL_NEWTON, 200, 100
     out.opt.tolerance, out.opt.ls_tolerance = 0.0, 1e-10  # 1e-15 leaves 1e-8 with elliptic cones
+    out.opt.ccd_tolerance, out.opt.ccd_iterations = 1e-12, 500
     out.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_ISLAND)
     return out
 

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import mujoco
+import numpy as np
 
 from isaacrl.sim.engine import PD, Actuation
 from isaacrl.sim.fused.coverage import FOLLOWED_FLAGS, uncovered
@@ -164,6 +165,25 @@ def scene(option='timestep="0.004"'):
     return _mjcf(f"{option}>", world, end)
 
 
+def terrain(option='timestep="0.004"'):
+    """Balls, capsules and a leg on a tilted height field and another one, upright and small; a plane below an edge."""
+    rng = np.random.default_rng(0)
+    heights = [" ".join(f"{h:.3f}" for h in rng.uniform(0, 1, k)) for k in (30 * 20, 4 * 3)]
+    capsule = f'type="capsule" size=".04 .08" {_BALL}'
+    fields = f'<hfield name="f" nrow="30" ncol="20" size="1 1.2 .15 .2" elevation="{heights[0]}"/>'
+    fields += f'<hfield name="g" nrow="4" ncol="3" size=".3 .2 .1 .1" elevation="{heights[1]}"/>'
+    world = f"""
+    <geom type="hfield" hfield="f" pos=".3 -.2 -.05" euler=".1 -.15 .4" {_PLANE} condim="1"/>
+    <geom type="hfield" hfield="g" pos="-.35 0 .2" euler="0 1.4 .2" {_PLANE} friction=".3 .01 .002"/>
+    <geom type="plane" size="2 2 1" pos="0 0 -.1" {_PLANE}/>
+    <body pos="0 .1 .2"><freejoint/><geom type="sphere" size=".06" {_BALL} condim="4" friction=".6 .03 .004"/></body>
+    <body pos=".2 -.15 .21"><freejoint/><geom {capsule} euler="1 .5 .2" condim="3" margin=".015" gap=".01"/></body>
+    <body pos="-.1 -.1 .24"><freejoint/><geom {capsule} euler="1.4 .2 0" condim="6" friction=".9 .05 .02"/>
+      <body pos="0 0 -.05"><joint axis="0 1 0"/><geom type="sphere" size=".03" pos=".06 0 -.06" {_BALL}/>
+        <geom {capsule} pos="0 .1 0" condim="1"/></body></body>"""
+    return _mjcf(f"{option}>", world, f"<asset>{fields}</asset>")
+
+
 def big(option='timestep="0.004"', count=64):
     """Free robots of many links, `count` degrees of freedom in all (at least 33): more than a group has lanes."""
     world, left = f'<geom type="plane" size="2 2 1" {_PLANE}/>', count
@@ -189,6 +209,7 @@ _CONES = {
 }
 SMALL = {f"shapes, {k}": shapes(v) for k, v in _CONES.items()}
 SMALL |= {f"scene, {k}": scene(v) for k, v in _CONES.items()}
+SMALL |= {f"terrain, {k}": terrain(_CONES[k]) for k in ("pyramidal", "elliptic impratio 5")}
 SMALL |= {"shapes, condim 3": shapes(plane='condim="3"')}
 SMALL |= {"shapes, implicitfast": shapes('timestep="0.004" integrator="implicitfast"')}
 SMALL |= {"joints": joints(), "joints, elliptic": joints('timestep="0.004" cone="elliptic" impratio="3"')}

@@ -6,7 +6,7 @@ SENSORS are those of test_fused_sensors.py. Not here: what only makes the solver
 it could take Newton's step; and what reads or writes beyond an array.
 """
 
-_JOINTS, _ARM, _SHAPES = "joints", "actuators", "shapes, pyramidal"
+_FIELDS, _JOINTS, _ARM, _SHAPES = "terrain, pyramidal", "joints", "actuators", "shapes, pyramidal"
 LANES = {"factor": 16, "solver": 16}
 _FAST = "shapes, implicitfast"
 _ROUND, _SCENE, _CONES = "shapes, elliptic impratio 5", "scene, pyramidal", "scene, elliptic impratio 5"
@@ -96,7 +96,28 @@ MUTATIONS = [
     ("narrow", _SHAPES, "down = cross(axis, side);", "down = cross(side, axis);"),
     ("narrow", _SHAPES, "s = R(-0.5) * r", "s = R(0.5) * r"),
     ("narrow", _SHAPES, "seen(frame, -n)", "seen(frame, n)"),
+    # hfield
+    ("hfield", _FIELDS, "half ? v3(corner.x + dx, corner.y, h[1]) : across", "across"),
+    ("hfield", _FIELDS, "v3(corner.x, corner.y + dy, h[2])", "v3(corner.x, corner.y + dy, h[1])"),
+    ("hfield", _FIELDS, "c = over ? p - height * q.normal : on_top", "c = on_top"),
+    ("hfield", _FIELDS, "c = over ? p - height * q.normal : on_top", "c = p - height * q.normal"),
+    ("hfield", _FIELDS, "else if (inside || p.z > top) c", "else c"),
+    ("hfield", _FIELDS, "if (l < nearest) nearest = l, on_top = c;", "on_top = c;"),
+    ("hfield", _FIELDS, "clamp_to((t * ae - dot(b, e)) * inverse(ee), 0, 1)", "(t * ae - dot(b, e)) * inverse(ee)"),
+    ("hfield", _FIELDS, "if (other.dist < best.dist) best = other;", ""),
+    ("hfield", _FIELDS, "d = b, b = next, next = last, last = d;", ""),
+    ("hfield", _FIELDS, "way.p - R(0.5) * (way.dist + r) * way.normal", "way.p - R(0.5) * way.dist * way.normal"),
+    ("hfield", _FIELDS, "magnitude(a.x) + r, magnitude(a.y) + r", "r, r"),
     # collision
+    ("collision", _FIELDS, "b.pos = rotate(turn, geom.pos - field.pos)", "b.pos = geom.pos - field.pos"),
+    ("collision", _FIELDS, ", b.rot = product(turn, geom.rot);", ";"),
+    ("collision", _FIELDS, "half = v3(half.x + reach, half.y + reach", "half = v3(half.x, half.y"),
+    ("collision", _FIELDS, "most < lowest ? 0", "most < b.pos.z ? 0"),
+    ("collision", _FIELDS, "int row = i / 2 / patch.columns;", "int row = i / patch.columns;"),
+    ("collision", _FIELDS, "half ? h[1] : h[2]) >= S.lowest[k]", "half ? h[2] : h[1]) >= S.lowest[k]"),
+    ("collision", _FIELDS, "f.x + f.dx * patch.column - b.pos.x", "f.x + f.dx * patch.row - b.pos.x"),
+    ("collision", _FIELDS, "hit.normal = rotate(field.rot, hit.normal);", ""),
+    ("collision", _FIELDS, "geom.pos + rotate(field.rot, hit.pos) - reference", "geom.pos + hit.pos - reference"),
     ("collision", _SHAPES, "rot = product(rot, fetch_quat(shape_place(w) + 8 * g + 4));", ""),
     ("collision", _SHAPES, "x * x / middle", "x * x"),
     ("collision", _SHAPES, "pow(middle, power - 1)", "pow(middle, power)"),

@@ -70,6 +70,23 @@ def test_room_for_contacts_follows_the_model():
     assert room(1) == 4
 
 
+def test_on_terrain_there_is_room_for_32_contacts_at_most():
+    """Of a chain of balls, of which each may touch several triangles; a ball alone has less."""
+
+    def room(links):
+        ball = '<geom size=".06"/>'
+        body = (
+            f'<body pos="0 0 1"><freejoint/>{ball}' + f'<body pos=".1 0 0"><joint/>{ball}' * links + "</body>" * links
+        )
+        field = '<asset><hfield name="f" nrow="50" ncol="50" size="2.45 2.45 .1 .1"/></asset>'
+        world = f'<worldbody><geom type="hfield" hfield="f" euler="20 10 0"/>{body}</body></worldbody>'
+        model = mujoco.MjModel.from_xml_string(f"<mujoco>{field}{world}</mujoco>")
+        model.hfield_data[:] = np.random.default_rng(0).random(2500)
+        return contacts_of(model)
+
+    assert 8 <= room(0) <= 20 and room(10) == 32
+
+
 @pytest.mark.parametrize("name", ASSETS)
 def test_physics_moves_as_the_model_that_pictures_show(name):
     """Bit for bit, with less: in all but the names that someone may ask for."""

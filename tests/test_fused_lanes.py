@@ -84,7 +84,7 @@ def run(folder, model, actuation, state, lanes, order, steps=2, edit=None):
     live |= {k: np.zeros((worlds, model.nbody, n)) for k, n in (("xpos", 3), ("cvel", 6), ("subtree_com", 3))}
     live |= {k: np.zeros(worlds, np.int32) for k in ("ncon", "nefc")}
     live |= {k: np.zeros(worlds, dtype) for k, dtype in fused.FLAGS.items()}
-    live["rows"] = np.full((worlds, t.row_columns), np.nan)
+    live |= {"rows": np.full((worlds, t.row_columns), np.nan), "heights": t.heights.astype(float)}
     addresses = {k: v.ctypes.data for k, v in live.items() if v.size}
     addresses |= {"num_worlds": worlds, "any_position": 1, "any_velocity": 1}
     table = np.array([addresses.get(k, 0) for k in t.arrays()], np.uint64)
@@ -95,7 +95,15 @@ def run(folder, model, actuation, state, lanes, order, steps=2, edit=None):
 
 
 def cases():
-    for name in ("joints", "actuators", "scene, elliptic", "shapes, implicitfast", "big, 33", "big, 64"):
+    for name in (
+        "joints",
+        "actuators",
+        "scene, elliptic",
+        "shapes, implicitfast",
+        "terrain, pyramidal",
+        "big, 33",
+        "big, 64",
+    ):
         yield name, (4, 8, 32)[len(name) % 3] if "big" not in name else 32
     yield from ((name, 0) for name in ("go2", "g1", "ant"))
 

@@ -35,7 +35,9 @@ def pebbles(count, still=0):
 # --- a world's share of a GPU ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["joints", "actuators", "shapes, pyramidal", "scene, elliptic", "big, 33", "big, 64"])
+@pytest.mark.parametrize(
+    "name", ["joints", "actuators", "shapes, pyramidal", "scene, elliptic", "terrain, pyramidal", "big, 33", "big, 64"]
+)
 @pytest.mark.parametrize(("nconmax", "lanes"), [(20, 32), (7, 8)])
 def test_the_size_of_scratch_memory_is_known_before_it_is_compiled(name, nconmax, lanes, monkeypatch):
     model, law = small(name)

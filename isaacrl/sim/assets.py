@@ -202,10 +202,10 @@ def lowest_point(model: mujoco.MjModel, data: mujoco.MjData, body: int | None = 
     """Height of the lowest point of a body's, or the whole robot's, geometry that collides (else of all of it) [m]."""
     geoms = [g for g in range(model.ngeom) if body in (None, model.geom_bodyid[g]) and model.geom_bodyid[g] > 0]
     colliding = [g for g in geoms if model.geom_contype[g] or model.geom_conaffinity[g]]
-    return min((_lowest_of_geom(model, data, g) for g in colliding or geoms), default=0.0)
+    return min((lowest_of_geom(model, data, g) for g in colliding or geoms), default=0.0)
 
 
-def _lowest_of_geom(model: mujoco.MjModel, data: mujoco.MjData, g: int) -> float:
+def lowest_of_geom(model: mujoco.MjModel, data: mujoco.MjData, g: int) -> float:
     down = data.geom_xmat[g].reshape(3, 3)[2]  # height of a point of the geom's frame: pos_z + down . point
     size, kind = model.geom_size[g], mujoco.mjtGeom(model.geom_type[g])
     reach = 0.0

@@ -135,6 +135,7 @@ class WarpEngine:
         assert plan, "see uncovered"
         sizes["LANES"], sizes["NFAST"], self._block = plan.lanes, plan.fast, plan.block
         self._rows = self._new(self._tables.row_columns)
+        self._heights = torch.as_tensor(self._tables.heights, dtype=torch.float32, device=self.device)
         self._kernel = kernel.build(self._tables, block=plan.block, resident=plan.resident, scratch=plan.scratch)
         self._names = self._tables.arrays()
         reals, ints = self._tables.blobs(np.float32)
@@ -151,7 +152,7 @@ class WarpEngine:
 
     def _connect(self) -> None:
         """Tell the kernel where the arrays are."""
-        live = self._arrays | {"rows": self._rows}
+        live = self._arrays | {"rows": self._rows, "heights": self._heights}
         if self.law.line is not None:
             live["line"] = self.law.line
         if self.law.net is not None:

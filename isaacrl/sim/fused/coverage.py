@@ -44,7 +44,8 @@ _SPHERE, _CAPSULE = "sphere", "capsule"
 # Kinds of geoms that may touch, in the order of mjtGeom.
 SHAPES = {("plane", other) for other in (_SPHERE, _CAPSULE, "ellipsoid", "cylinder", "box")}
 SHAPES |= {(_SPHERE, _SPHERE), (_SPHERE, _CAPSULE), (_CAPSULE, _CAPSULE)}
-_SHAPELESS = ("hfield", "mesh", "sdf")  # named one by one, whatever they touch
+SHAPES |= {("hfield", other) for other in (_SPHERE, _CAPSULE, "box")}
+_SHAPELESS = ("mesh", "sdf")  # named one by one, whatever they touch
 
 # Disable flags that the step follows, and the fields that it does not switch off where they have one value a world.
 FOLLOWED_FLAGS = {
@@ -233,8 +234,10 @@ def _geoms(model: mujoco.MjModel) -> list[str]:
         first, second = (_name(mujoco.mjtGeom(model.geom_type[g]), "mjGEOM_") for g in both)
         named = [(f"colliding {kind} geom", g, "") for g, kind in zip(both, (first, second)) if kind in _SHAPELESS]
         shapeless += named
-        if not named and (first, second) not in SHAPES:
-            kinds[f"{first} and {second}"] = kinds.get(f"{first} and {second}", 0) + 1
+        apart = " with a margin" if (first, second) == ("hfield", "box") and pair.margin > 0.0 else ""
+        if not named and ((first, second) not in SHAPES or apart):
+            kind = f"{first} and {second}{apart}"
+            kinds[kind] = kinds.get(kind, 0) + 1
         stuck += not moves_apart(model, pair)
     out = _grouped(model, _OBJECT.mjOBJ_GEOM, sorted(set(shapeless)))
     out += [f"{n} geom pair{'s' if n > 1 else ''} of {kind}" for kind, n in sorted(kinds.items())]

@@ -10,7 +10,8 @@ from isaacrl.sim.fused.tables import Tables
 BLOCK = 128  # threads of a block, as a rule: few enough that they seldom wait long for each other
 
 STAGES = (
-    *("lanes", "math", "model", "kinematics", "dynamics", "network", "actuation", "narrow", "collision", "constraint"),
+    *("lanes", "math", "model", "kinematics", "dynamics", "network", "actuation", "narrow", "hfield", "collision"),
+    "constraint",
     *("factor", "solver", "integrate", "sensors", "outputs", "step"),
 )
 
@@ -54,6 +55,8 @@ def source(tables: Tables, edit: tuple[str, str] | None = None) -> str:
     """The stages with the tables' macros and accessors; edit replaces one text in them (to test the tests)."""
     folder = importlib.resources.files("isaacrl.sim.fused") / "stages"
     parts = {name: (folder / f"{name}.h").read_text().replace("#pragma once\n", "") for name in STAGES}
+    if not tables.sizes.get("NHFIELD"):
+        del parts["hfield"]
     parts["lanes"] = tables.header() + parts["lanes"]
     parts["model"] = parts["model"].replace("//@tables\n", tables.accessors())
     text = "\n".join(parts.values())

@@ -13,7 +13,7 @@ import numpy as np
 
 from isaacrl.sim import actuator_net
 from isaacrl.sim.engine import DIRECT, PD, Actuation
-from isaacrl.sim.fused import sensors
+from isaacrl.sim.fused import hfields, sensors
 from isaacrl.sim.fused.derive import dof_masks, gravity, last_dofs, pack_bytes, pack_mask, parameters
 from isaacrl.sim.fused.pairs import Pair, contact_pairs, moves_apart
 
@@ -78,6 +78,9 @@ KINDS = {
     (int(_G.mjGEOM_SPHERE), int(_G.mjGEOM_SPHERE)): ("SPHERE_SPHERE", 1),
     (int(_G.mjGEOM_SPHERE), int(_G.mjGEOM_CAPSULE)): ("SPHERE_CAPSULE", 1),
     (int(_G.mjGEOM_CAPSULE), int(_G.mjGEOM_CAPSULE)): ("CAPSULE_CAPSULE", 2),
+    (int(_G.mjGEOM_HFIELD), int(_G.mjGEOM_SPHERE)): ("HFIELD_SPHERE", 1),  # with each prism
+    (int(_G.mjGEOM_HFIELD), int(_G.mjGEOM_CAPSULE)): ("HFIELD_CAPSULE", 1),
+    (int(_G.mjGEOM_HFIELD), int(_G.mjGEOM_BOX)): ("HFIELD_BOX", 1),
 }
 
 # Columns of the tables of pairs.
@@ -102,6 +105,7 @@ class Tables:
     own: dict[str, str] = field(default_factory=dict)  # accessor -> field with one value a world
     own_columns: dict[str, int] = field(default_factory=dict)
     constants: str = ""
+    heights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # of the live array `heights`
 
     @property
     def row_columns(self) -> int:
@@ -111,7 +115,8 @@ class Tables:
 
     def arrays(self) -> list[str]:
         """Names of all live arrays in the order of the kernel's table of addresses."""
-        return [*ARRAYS, *(f"own_{name}" for name in self.own)]
+        fields = ["heights"] if self.heights.size else []
+        return [*ARRAYS, *(f"own_{name}" for name in self.own), *fields]
 
     def header(self) -> str:
         """Macros and accessors, as source."""
@@ -190,6 +195,8 @@ def make_tables(
     sizes["LOSSES"] = int(bool((m.dof_frictionloss > 0).any()) or "dof_frictionloss" in randomized)
     sizes["STIFFNESS"] = int(bool((m.jnt_stiffness != 0).any()) or "jnt_stiffness" in randomized)
     tables = Tables(sizes, reals, ints)
+    if sizes.get("NHFIELD"):
+        tables.heights = hfields.add(m, sizes, reals, ints)
     tables.constants = f"static CONSTANT int BODY_PARENT[NB] = {{{', '.join(map(str, m.body_parentid.tolist()))}}};"
     for name in sorted(randomized):
         accessor = _NAMES.get(name, name)
@@ -347,7 +354,10 @@ def _collision(m: mujoco.MjModel, pairs: list[Pair], sizes: dict, reals: dict, i
     def kind(p: Pair) -> tuple[str, int]:
         return KINDS[int(m.geom_type[p.geom1]), int(m.geom_type[p.geom2])]
 
-    pairs = sorted(pairs, key=lambda p: not kind(p)[0].startswith("PLANE"))  # those with a plane first
+    def family(p: Pair) -> int:
+        return 0 if kind(p)[0].startswith("PLANE") else 2 if kind(p)[0].startswith("HFIELD") else 1
+
+    pairs = sorted(pairs, key=family)  # those with a plane first, those with a height field last
     names, rows, numbers, items, across = list(dict(KINDS.values())), [], [], [], False
     for k, p in enumerate(pairs):
         name, possible = kind(p)
@@ -368,11 +378,11 @@ def _collision(m: mujoco.MjModel, pairs: list[Pair], sizes: dict, reals: dict, i
                 source = 1 if geom == p.geom1 else 2
         numbers.append([names.index(name), shape[p.geom1], shape[p.geom2], p.geom1, p.geom2, a, b])
         numbers[-1] += [body, other, sign, p.condim, source]
-        if name.startswith("PLANE"):
+        if family(p) == 0:
             items += [(k, i) for i in range(possible)]
-        else:
+        elif family(p) == 1:
             across |= not (moving_a and moving_b) or m.body_treeid[a] != m.body_treeid[b]
-    planes = sum(kind(p)[0].startswith("PLANE") for p in pairs)
+    planes, others, fields = (sum(family(p) == f for p in pairs) for f in range(3))
     reals["pair_real"], ints["pair_int"] = np.array(rows).reshape(-1, PAIR_REALS), np.array(numbers, int)
     ints["pair_shapes"] = np.array([row[1] | row[2] << 16 for row in numbers], int)  # again, for the broad phase
     reals["pair_reach"] = np.array([row[7] for row in rows])
@@ -381,9 +391,10 @@ def _collision(m: mujoco.MjModel, pairs: list[Pair], sizes: dict, reals: dict, i
     ints["plane_item"] = np.array(items, int)
     have = {kind(p)[0] for p in pairs}
     sizes |= {f"HAS_{name}": int(name in have) for name in names}
-    sizes |= {"NG": len(used), "NPLANE_ITEMS": len(items), "FIRST_PAIR": planes, "NPAIR": len(pairs) - planes}
+    sizes |= {"NG": len(used), "NPLANE_ITEMS": len(items), "FIRST_PAIR": planes, "NPAIR": others}
+    sizes |= {"FIRST_HFIELD": planes + others, "NHFIELD": fields} if fields else {}
     sizes |= {"PAIR_REALS": PAIR_REALS, "PAIRS_ACROSS": int(across)}
-    sizes["POSSIBLE_PAIR"] = max((kind(p)[1] for p in pairs[planes:]), default=0)
+    sizes["POSSIBLE_PAIR"] = max((kind(p)[1] for p in pairs[planes : planes + others]), default=0)
     sizes["MAXDIM"] = max([1, *(p.condim for p in pairs)])
     sizes["ANISOTROPIC"] = int(any(p.friction[0] != p.friction[1] for p in pairs))
     sizes["NPAIR_MOVING"] = sum(row[8] != 0 for row in numbers)

@@ -108,6 +108,126 @@ FN bool near(const World& w, const Scratch& S, int pair) {
   return dot(d, d) <= r * r;
 }
 
+#if NHFIELD
+// Of a geom and the height field with which it may touch: the cells below it that may reach it.
+struct Patch {
+  int pair, row, column, columns;
+};
+// A geom in the field's frame.
+FN Shape seen_from_field(const Shape& field, const Shape& geom) {
+  Shape b = geom;
+  quat turn = conjugate(field.rot);
+  b.pos = rotate(turn, geom.pos - field.pos), b.rot = product(turn, geom.rot);
+  return b;
+}
+
+// How many prisms of the field are within the bounds of the geom, 0 if none is as high; `lowest`: where the geom ends.
+FN int prisms_below(const World& w, const Scratch& S, int pair, Patch& patch, real& lowest) {
+  Pair q = pair_of(w, pair);
+  Shape field = shape_of(w, S, q.shape_a), geom = shape_of(w, S, q.shape_b);
+  vec3 reference;
+  seen_from_body(w, S, q, field, geom, reference);
+  Shape b = seen_from_field(field, geom);
+  Field f = field_of(w, q.geom_a);
+  vec3 half = extent_of(q.kind, b);
+  real reach = reach_of(w, pair);
+  half = v3(half.x + reach, half.y + reach, half.z + reach);
+  // As reals first: a state may be anything.
+  real x = (b.pos.x - f.x) / f.dx, y = (b.pos.y - f.y) / f.dy, wide = half.x / f.dx, deep = half.y / f.dy;
+  int left = (int)floor(clamp_to(x - wide, 0, R(f.columns - 1))), right = (int)floor(clamp_to(x + wide, -1, R(f.columns - 2)));
+  int low = (int)floor(clamp_to(y - deep, 0, R(f.rows - 1))), high = (int)floor(clamp_to(y + deep, -1, R(f.rows - 2)));
+  lowest = b.pos.z - half.z;
+  patch = Patch{pair, low, left, right - left + 1};
+  if (right < left || high < low || b.pos.z + half.z < f.base) return 0;
+  real most = -FAR;  // of the heights around
+  ROLLED for (int r = low / TILE; r <= high / TILE; r++) {
+    ROLLED for (int c = left / TILE; c <= right / TILE; c++) most = more(most, heights(w)[f.tiles + r * f.tile_columns + c]);
+  }
+  return most < lowest ? 0 : 2 * (right - left + 1) * (high - low + 1);
+}
+
+// The i-th prism of all patches: its patch (the place in the list is returned), row and column of its cell, the half of
+// the cell that it is, and the heights of the cell's corners.
+FN int prism_at(const World& w, const Scratch& S, int i, Patch& patch, Field& f, real* h, int& half) {
+  int k = 0;
+  for (; i >= S.prisms[k]; k++) i -= S.prisms[k];
+  half = i & 1;
+  patch = Patch{S.patch[k][0], S.patch[k][1], S.patch[k][2], S.patch[k][3]};
+  f = field_of(w, pair_of(w, patch.pair).geom_a);
+  int row = i / 2 / patch.columns;
+  patch.row += row, patch.column += i / 2 - row * patch.columns;
+  const real* at = heights(w) + f.first + patch.row * f.columns + patch.column;
+  h[0] = at[0], h[1] = at[1], h[2] = at[f.columns], h[3] = at[f.columns + 1];
+  return k;
+}
+
+FN bool try_prism(const World& w, const Scratch& S, int i, int& pair, Hit& hit, vec3& pos) {
+  Patch patch;
+  Field f;
+  real h[4];
+  int half = 0;
+  prism_at(w, S, i, patch, f, h, half);
+  pair = patch.pair;
+  Pair q = pair_of(w, pair);
+  Shape field = shape_of(w, S, q.shape_a), geom = shape_of(w, S, q.shape_b);
+  vec3 reference;
+  seen_from_body(w, S, q, field, geom, reference);
+  Shape b = seen_from_field(field, geom);
+  vec3 corner = v3(f.x + f.dx * patch.column - b.pos.x, f.y + f.dy * patch.row - b.pos.y, 0);
+  UNROLL for (int k = 0; k < 4; k++) h[k] -= b.pos.z;
+  Prism prism = prism_of(half, corner, f.dx, f.dy, h, f.base - b.pos.z);
+  if (!touch_prism(q.kind, prism, b, reach_of(w, pair), hit)) return false;
+  hit.normal = rotate(field.rot, hit.normal);
+  hit.tangent = default_tangent(hit.normal);
+  pos = geom.pos + rotate(field.rot, hit.pos) - reference;
+  return true;
+}
+
+// Contacts with height fields, appended to the others. Prisms are tried in batches: first which of them are as high as
+// the lowest point of the geom, then these, so that no lane is idle meanwhile.
+FN void collide_with_fields(const World& w, Scratch& S, int& ncon) {
+  int near_pairs = 0, total = 0;
+  BATCHES(i, NHFIELD) {
+    Patch patch;
+    real lowest = 0;
+    int n = i < NHFIELD ? prisms_below(w, S, FIRST_HFIELD + i, patch, lowest) : 0;
+    int place = append(n > 0, near_pairs);
+    if (n > 0) {
+      S.patch[place][0] = patch.pair, S.patch[place][1] = patch.row;
+      S.patch[place][2] = patch.column, S.patch[place][3] = patch.columns;
+      S.prisms[place] = n, S.lowest[place] = lowest;
+    }
+  }
+  sync();
+  for (int k = 0; k < near_pairs; k++) total += S.prisms[k];
+  ROLLED for (int first = 0; first < total; first += PRISMS) {
+    int some = total - first < PRISMS ? total - first : PRISMS, high = 0;
+    BATCHES(i, some) {
+      bool found = false;
+      if (i < some) {
+        Patch patch;
+        Field f;
+        real h[4];
+        int half, k = prism_at(w, S, first + i, patch, f, h, half);
+        found = more(more(h[0], h[3]), half ? h[1] : h[2]) >= S.lowest[k];
+      }
+      int place = append(found, high);
+      if (found) S.prism[place] = first + i;
+    }
+    sync();
+    BATCHES(i, high) {
+      Hit hit;
+      vec3 pos;
+      int pair = 0;
+      bool found = i < high && try_prism(w, S, S.prism[i], pair, hit, pos);
+      int place = append(found, ncon);
+      if (found && place < NCON) record(w, S, pair, hit, pos, S.contact[place]);
+    }
+    sync();
+  }
+}
+#endif
+
 // Fills S.contact; returns how many there are, which may be more than NCON, of which the first NCON are kept.
 FN int collide(const World& w, Scratch& S) {
   int ncon = 0;
@@ -142,6 +262,9 @@ FN int collide(const World& w, Scratch& S) {
     if (found && place < NCON) record(w, S, pair, hit, pos, S.contact[place]);
   }
   sync();
+#if NHFIELD
+  collide_with_fields(w, S, ncon);
+#endif
 #endif
   return ncon;
 }

@@ -65,6 +65,11 @@ struct ALIGNED Scratch {
         struct {                                  // collision alone
           ALIGNED real geom[AT_LEAST_ONE(NG)][8];  // centre, bounding radius, orientation
           int candidate[AT_LEAST_ONE(NPAIR)];      // pairs that may touch
+#if NHFIELD
+          int patch[NHFIELD][4], prisms[NHFIELD];  // of height fields, below geoms that may touch them; see collision.h
+          real lowest[NHFIELD];                    // where these geoms end
+          int prism[PRISMS];                       // some that are as high
+#endif
         };
         ALIGNED real sums[NB][MATRIX];  // spatial inertia about the reference point, and force; summed over subtrees
       };
@@ -128,6 +133,21 @@ struct ALIGNED_INT Pair {
   int PAIR_FIELDS;
 };
 FN Pair pair_of(const World& w, int pair) { return ((const Pair*)pair_int(w))[pair]; }
+#if NHFIELD
+// A height field: where its heights begin among those of all fields, and the highest of each TILE x TILE cells; of its
+// frame's axes the least x and y, the distance of heights and the z of its base.
+struct Field {
+  int first, rows, columns, tiles, tile_columns;
+  real x, y, dx, dy, base;
+};
+FN Field field_of(const World& w, int geom) {
+  int k = geom_field(w)[geom];
+  const int* i = field_int(w) + 8 * k;
+  const real* r = field_real(w) + 8 * k;
+  return Field{i[0], i[1], i[2], i[3], i[4], r[0], r[1], r[2], r[3], r[4]};
+}
+FN const real* heights(const World& w) { return (const real*)w.arrays[A_HEIGHTS]; }  // [m], the same for all worlds
+#endif
 FN int byte_of(int word, int k) { return (word >> (8 * k)) & 255; }
 
 // How stiff and how strongly damped a constraint is: K, B and MuJoCo's solimp (derive.py), and one more.

@@ -41,7 +41,10 @@ enum {
   PLANE_ELLIPSOID,
   SPHERE_SPHERE,
   SPHERE_CAPSULE,
-  CAPSULE_CAPSULE
+  CAPSULE_CAPSULE,
+  HFIELD_SPHERE,  // see hfield.h
+  HFIELD_CAPSULE,
+  HFIELD_BOX
 };
 
 // How many contacts a pair of a kind can have.
