@@ -12,8 +12,10 @@ from isaacrl.config import compose
 from isaacrl.env import Env
 from isaacrl.errors import UserError
 from isaacrl.evaluate_terrain import by_patch
+from isaacrl.render import _lookats, _view
 from isaacrl.schema import TerrainConfig
 from isaacrl.sim import terrain
+from isaacrl.sim.terrain import ground_height
 
 ALL = dict.fromkeys(terrain.KINDS, 1.0)
 
@@ -104,6 +106,24 @@ def test_heights_are_those_that_mujocos_rays_hit():
             assert 10.0 - distance == pytest.approx(height, abs=1e-4)
     edge = e.state.ground.height(torch.tensor([[1e4, 0.0], [0.0, -1e4]]))
     assert (edge == 0.0).all()
+
+
+def test_a_camera_follows_the_ground():
+    """Its height above the ground below the robot stays."""
+    e = env(*SMALL, *KINDS)
+    model, ground = e.engine.model, e.state.ground
+    assert ground_height(mujoco.MjModel.from_xml_string("<mujoco/>"), np.ones((2, 3, 2))).tolist() == [[0.0] * 3] * 2
+    xy = ground.origins[..., :2].reshape(-1, 2).numpy() + 0.02
+    torch.testing.assert_close(
+        torch.tensor(ground_height(model, xy)), ground.height(torch.tensor(xy)).double(), rtol=0.0, atol=0.05
+    )
+    qpos = np.tile(model.qpos0, (1, len(xy), 1))
+    qpos[0, :, :2] = xy
+    view = _view(model, {"lookat": [0.0, 0.0, 0.25]})
+    found = _lookats(model, qpos, None, {"lookat": [0.0, 0.0, 0.25]}, view)[0]
+    np.testing.assert_allclose(found[:, :2], xy, atol=1e-6)
+    np.testing.assert_allclose(found[:, 2], ground_height(model, xy) + 0.25, atol=1e-6)
+    assert np.ptp(found[:, 2]) > 0.5
 
 
 def test_robots_start_on_their_patches():
