@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from isaacrl.errors import UserError
-from isaacrl.sim.terrain import ground_height
+from isaacrl.hfield import ground_height
 from isaacrl.suggest import did_you_mean, listing
 
 CAMERA_KEYS = ("lookat", "distance", "azimuth", "elevation", "track")

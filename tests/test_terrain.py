@@ -12,10 +12,10 @@ from isaacrl.config import compose
 from isaacrl.env import Env
 from isaacrl.errors import UserError
 from isaacrl.evaluate_terrain import by_patch
+from isaacrl.hfield import ground_height
 from isaacrl.render import _lookats, _view
 from isaacrl.schema import TerrainConfig
 from isaacrl.sim import terrain
-from isaacrl.sim.terrain import ground_height
 
 ALL = dict.fromkeys(terrain.KINDS, 1.0)
 
