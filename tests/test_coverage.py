@@ -99,7 +99,7 @@ REASONS = {
     "colliding mesh geom 'g'": {"shape": 'type="mesh" mesh="m"', "asset": TETRAHEDRON},
     "1 geom pair of hfield and cylinder": FIELD | {"shape": 'type="cylinder"'},
     "1 geom pair of hfield and box with a margin": FIELD | {"shape": 'type="box" margin=".01"'},
-    "1 geom pair of sphere and box": {"world": OTHER.format('type="box"')},
+    "1 geom pair of sphere and ellipsoid": {"world": OTHER.format('type="ellipsoid"')},
     "2 geom pairs of capsule and cylinder": {"shape": 'type="capsule"', "world": OTHER.format(CYLINDER) * 2},
     "1 contact pair of geoms that nothing moves": {
         "world": '<geom name="w" size=".1"/><geom name="v" size=".1"/>',
@@ -168,6 +168,10 @@ COVERED = {
         'contype="2"/></body>',
         "shape": 'type="sphere" contype="2"',
         "end": '<contact><pair geom1="g" geom2="k" condim="4"/><exclude body1="b" body2="world"/></contact>',
+    },
+    "boxes": {
+        "shape": 'type="box"',
+        "world": OTHER.format('type="box"') + OTHER.format('type="capsule"') + OTHER.format('type="sphere"'),
     },
     "height fields": {
         "asset": FIELD["asset"],
