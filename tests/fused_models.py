@@ -184,6 +184,23 @@ def terrain(option='timestep="0.004"'):
     return _mjcf(f"{option}>", world, f"<asset>{fields}</asset>")
 
 
+def boxes(option='timestep="0.004"'):
+    """Boxes, a capsule and a ball between a static box, a tilted one and each other."""
+    world = '<geom type="box" size=".4 .4 .1" pos="0 0 -.1" condim="3"/>'
+    world += '<geom type="box" size=".2 .3 .1" pos=".25 .1 .03" euler=".1 -.4 .3" condim="1"/>'
+    geoms = [
+        'type="box" size=".08 .06 .05" condim="3" friction=".7 .01 .002"',
+        'type="box" size=".1 .05 .07" euler=".03 .02 .4" condim="4" margin=".01"',
+        'type="box" size=".04 .06 .09" euler=".5 .6 .2" condim="6" gap=".01" margin=".005"',
+        'type="capsule" size=".04 .1" euler="1.4 .3 0" condim="3"',
+        'type="sphere" size=".07" condim="4"',
+    ]
+    places = ["-.1 -.05 .06", "-.12 0 .16", "0 .08 .12", ".08 -.1 .1", "-.05 .15 .08"]
+    for geom, place in zip(geoms, places):
+        world += f'<body pos="{place}"><freejoint/><geom {geom}/></body>'
+    return _mjcf(f"{option}>", world)
+
+
 def big(option='timestep="0.004"', count=64):
     """Free robots of many links, `count` degrees of freedom in all (at least 33): more than a group has lanes."""
     world, left = f'<geom type="plane" size="2 2 1" {_PLANE}/>', count
@@ -210,6 +227,7 @@ _CONES = {
 SMALL = {f"shapes, {k}": shapes(v) for k, v in _CONES.items()}
 SMALL |= {f"scene, {k}": scene(v) for k, v in _CONES.items()}
 SMALL |= {f"terrain, {k}": terrain(_CONES[k]) for k in ("pyramidal", "elliptic impratio 5")}
+SMALL |= {f"boxes, {k}": boxes(_CONES[k]) for k in ("pyramidal", "elliptic")}
 SMALL |= {"shapes, condim 3": shapes(plane='condim="3"')}
 SMALL |= {"shapes, implicitfast": shapes('timestep="0.004" integrator="implicitfast"')}
 SMALL |= {"joints": joints(), "joints, elliptic": joints('timestep="0.004" cone="elliptic" impratio="3"')}

@@ -6,7 +6,13 @@ SENSORS are those of test_fused_sensors.py. Not here: what only makes the solver
 it could take Newton's step; and what reads or writes beyond an array.
 """
 
-_FIELDS, _JOINTS, _ARM, _SHAPES = "terrain, pyramidal", "joints", "actuators", "shapes, pyramidal"
+_BOXES, _FIELDS, _JOINTS, _ARM, _SHAPES = (
+    "boxes, pyramidal",
+    "terrain, pyramidal",
+    "joints",
+    "actuators",
+    "shapes, pyramidal",
+)
 LANES = {"factor": 16, "solver": 16}
 _FAST = "shapes, implicitfast"
 _ROUND, _SCENE, _CONES = "shapes, elliptic impratio 5", "scene, pyramidal", "scene, elliptic impratio 5"
@@ -96,6 +102,26 @@ MUTATIONS = [
     ("narrow", _SHAPES, "down = cross(axis, side);", "down = cross(side, axis);"),
     ("narrow", _SHAPES, "s = R(-0.5) * r", "s = R(0.5) * r"),
     ("narrow", _SHAPES, "seen(frame, -n)", "seen(frame, n)"),
+    # boxes
+    ("boxes", _BOXES, "clamp_to(c.y, -s.y, s.y)", "clamp_to(c.y, -s.x, s.x)"),
+    ("boxes", _BOXES, "(R(0.5) * (l + r)) * hit.normal", "(R(0.5) * r) * hit.normal"),
+    ("boxes", _BOXES, "if (outside > 1 || !(square < best)) continue;", "if (outside > 1) continue;"),
+    ("boxes", _BOXES, "y = (dot(half, d) - h * dj) / across", "y = dot(half, d) / across"),
+    ("boxes", _BOXES, "best = square, place = y, on_edge = x", "best = square, on_edge = x"),
+    ("boxes", _BOXES, "if (e > 0 && e < way) way = e;", "if (e < way) way = e;"),
+    ("boxes", _BOXES, "part(pos - sign * half, i)", "part(pos + sign * half, i)"),
+    ("boxes", _BOXES, "(ahead ? a.size[i] : -a.size[i])", "a.size[i]"),
+    ("boxes", _BOXES, "a + (da / (da - db)) * (b - a)", "a"),
+    ("boxes", _BOXES, "> 0 ? -other.size[faced] : other.size[faced]", "> 0 ? other.size[faced] : -other.size[faced]"),
+    ("boxes", _BOXES, "dot(c, n) - r.size[i]", "dot(c, n)"),
+    ("boxes", _BOXES, "r.size[j > 1 ? y : x]", "r.size[x]"),
+    ("boxes", _BOXES, "(r.size[i] + R(0.5) * dist) * n", "r.size[i] * n"),
+    ("boxes", _BOXES, "magnitude(dot(n, d)) - spread(a, n) - spread(b, n)", "dot(n, d) - spread(a, n) - spread(b, n)"),
+    ("boxes", _BOXES, "> R(0.99) && best", "> R(0.7) && best"),
+    ("boxes", _BOXES, "first ? d : -d, reach", "d, reach"),
+    ("boxes", _BOXES, "if (dot(axis, d) < 0) axis = -axis;", ""),
+    ("boxes", _BOXES, "(dot(u, e) - uv * dot(v, e)) / det", "dot(u, e) / det"),
+    ("boxes", _BOXES, "one.pos + R(0.5) * (p + q)", "one.pos + p"),
     # hfield
     ("hfield", _FIELDS, "half ? v3(corner.x + dx, corner.y, h[1]) : across", "across"),
     ("hfield", _FIELDS, "v3(corner.x, corner.y + dy, h[2])", "v3(corner.x, corner.y + dy, h[1])"),

@@ -7,7 +7,7 @@ import robot_states
 
 from isaacrl.config import compose
 from isaacrl.env import Env
-from isaacrl.sim import drives
+from isaacrl.sim import drives, make_scene
 from isaacrl.sim.fused.coverage import FIELDS, explain, uncovered
 from isaacrl.terms.randomization import randomized_fields
 
@@ -99,7 +99,7 @@ REASONS = {
     "colliding mesh geom 'g'": {"shape": 'type="mesh" mesh="m"', "asset": TETRAHEDRON},
     "1 geom pair of hfield and cylinder": FIELD | {"shape": 'type="cylinder"'},
     "1 geom pair of hfield and box with a margin": FIELD | {"shape": 'type="box" margin=".01"'},
-    "1 geom pair of sphere and box": {"world": OTHER.format('type="box"')},
+    "1 geom pair of sphere and ellipsoid": {"world": OTHER.format('type="ellipsoid"')},
     "2 geom pairs of capsule and cylinder": {"shape": 'type="capsule"', "world": OTHER.format(CYLINDER) * 2},
     "1 contact pair of geoms that nothing moves": {
         "world": '<geom name="w" size=".1"/><geom name="v" size=".1"/>',
@@ -168,6 +168,10 @@ COVERED = {
         'contype="2"/></body>',
         "shape": 'type="sphere" contype="2"',
         "end": '<contact><pair geom1="g" geom2="k" condim="4"/><exclude body1="b" body2="world"/></contact>',
+    },
+    "boxes": {
+        "shape": 'type="box"',
+        "world": OTHER.format('type="box"') + OTHER.format('type="capsule"') + OTHER.format('type="sphere"'),
     },
     "height fields": {
         "asset": FIELD["asset"],
@@ -265,6 +269,14 @@ def test_one_spring_of_two_is_named_and_both_are_counted():
 @pytest.mark.parametrize("name", robot_states.ASSETS)
 def test_bundled_robots_are_covered(name):
     assert uncovered(robot_states.scene(name).model, FIELDS) == []
+
+
+@pytest.mark.parametrize("name", ["anymal_c", "g1", "go2", "h1", "humanoid"])
+def test_robots_on_terrain_are_covered(name):
+    """All with a floating base, but for the ant, whose task is flat."""
+    cfg = compose(["task=go2_rough", f"asset={name}", "num_envs=1", "device=cpu"])
+    model = make_scene(cfg.asset, cfg.task).model
+    assert model.nhfield == 1 and uncovered(model, FIELDS) == []
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (robot_states.ROOT / "conf" / "task").glob("*.yaml")))

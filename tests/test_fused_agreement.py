@@ -26,10 +26,17 @@ WORLDS = 2000 if FULL else 60
 EXACT = 1e-9  # of every field, in float64; measured: 5e-12 and, of qfrc_constraint of light limbs, 1e-11
 FLOAT32 = (1e-5, 1e-3)  # of qacc: median and 99th percentile; measured: 8e-6 and 3e-4
 LONG = 3e-5  # the median of robots with 64 degrees of freedom; measured: 1.5e-5
-FEW = ["shapes, pyramidal", "terrain, pyramidal", "scene, elliptic impratio 5", "joints", "actuators"]
+FEW = [
+    "shapes, pyramidal",
+    "terrain, pyramidal",
+    "boxes, pyramidal",
+    "scene, elliptic impratio 5",
+    "joints",
+    "actuators",
+]
 # How deep geoms are in others at most [m]. For the axis of a capsule, or the centre of a sphere, C MuJoCo finds the way
 # out of a prism to 1e-6 m only: in `terrain` there are such deeper than 0.03 m.
-DEPTHS = {"shapes": 0.12, "terrain": 0.025}
+DEPTHS = {"shapes": 0.12, "boxes": 0.04, "terrain": 0.025}
 NAMES = [*robot_states.ASSETS, *(SMALL if FULL else FEW), *(FILES if FULL else ())]
 
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 import robot_states
 import warp as wp
+from fused_models import SMALL, small
 
 import isaacrl.sim.streams  # noqa: F401  starts Warp quietly
 from isaacrl.sim.capacity import contacts_of
@@ -13,18 +14,22 @@ from isaacrl.sim.warp_engine import FAST_CONTACTS, lanes_of, warps_of
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Warp compiles for GPUs on Linux and Windows")
-@pytest.mark.parametrize("name", ["cartpole", "franka", "go2"])
+@pytest.mark.parametrize("name", ["cartpole", "franka", "go2", "terrain, pyramidal", "boxes, pyramidal"])
 def test_the_kernel_compiles_for_a_gpu(name, tmp_path):
-    scene = robot_states.scene(name)
+    if name in SMALL:
+        model, law = small(name)
+    else:
+        scene = robot_states.scene(name)
+        model, law = scene.model, scene.actuation
     t = tables.make_tables(
-        scene.model,
-        scene.actuation,
-        lanes=lanes_of(scene.model),
-        nconmax=contacts_of(scene.model),
+        model,
+        law,
+        lanes=lanes_of(model),
+        nconmax=contacts_of(model),
         tolerance=1e-6,
         fast_contacts=FAST_CONTACTS,
     )
-    plan = layout.plan(t.sizes, lanes_of(scene.model), warps_of(scene.model))
+    plan = layout.plan(t.sizes, lanes_of(model), warps_of(model))
     assert plan
     t.sizes["LANES"], t.sizes["NFAST"] = plan.lanes, plan.fast
     k = kernel.build(t, block=plan.block, resident=plan.resident, scratch=plan.scratch)

@@ -16,7 +16,11 @@ from isaacrl.sim.engine import PD, Actuation
 OPTIONS = {"pyramidal": "", "elliptic": 'cone="elliptic" impratio="10" integrator="implicitfast"'}
 PATIENCE = 120  # seconds; 10 are enough
 # Nearly massless between massive bodies; shapes of every kind; a mocap body within reach.
-MODEL = """<mujoco><option timestep="0.004" {}/><worldbody><geom type="plane" size="0 0 1"/>
+MODEL = """<mujoco><option timestep="0.004" {}/>
+<asset><hfield name="f" nrow="9" ncol="7" size=".6 .8 .1 .1" elevation="RANDOM"/></asset>
+<worldbody><geom type="plane" size="0 0 1"/>
+<geom type="hfield" hfield="f" pos="0 0 -.05" contype="2" conaffinity="0"/>
+<geom type="box" size=".1 .1 .06" pos=".2 .1 0" contype="2" conaffinity="3"/>
 <body mocap="true" pos=".3 0 .3"><geom size=".05" contype="2" conaffinity="3"/></body>
 <body pos="0 0 .35"><freejoint/>
   <geom type="capsule" size=".08 .1" euler="0 90 0" mass="2" contype="2" conaffinity="3" condim="4"/>
@@ -32,7 +36,7 @@ MODEL = """<mujoco><option timestep="0.004" {}/><worldbody><geom type="plane" si
       <geom type="capsule" size=".02" fromto="0 0 0 .1 0 -.02" contype="2" conaffinity="3"/></body></body></body>
 </worldbody>
 <actuator><motor joint="a" ctrlrange="-5 5"/><motor joint="b"/><position joint="c" kp="5" gear="2"/></actuator></mujoco>
-"""
+""".replace("RANDOM", " ".join(f"{h:.2f}" for h in np.random.default_rng(0).random(63)))
 # Elements of one world's array.
 ELEMENTS = {
     "qpos": [0, 2, 3, 5, 7, 8, 9, 10],

@@ -101,6 +101,7 @@ def cases():
         "scene, elliptic",
         "shapes, implicitfast",
         "terrain, pyramidal",
+        "boxes, pyramidal",
         "big, 33",
         "big, 64",
     ):

@@ -21,9 +21,12 @@ KINDS = {  # name: most contacts; in the order of narrow.h's enum
     "sphere_sphere": 1,
     "sphere_capsule": 1,
     "capsule_capsule": 2,
+    "sphere_box": 1,
+    "capsule_box": 2,
+    "box_box": 8,
 }
 PLANES = [kind for kind in KINDS if kind.startswith("plane")]
-MOST = 4
+MOST = 8
 POS, QUAT, SIZE = slice(0, 3), slice(3, 7), slice(7, 10)  # of a geom's row
 CONTACT = {"pos": slice(0, 3), "normal": slice(3, 6), "tangent": slice(6, 9), "dist": slice(9, 10)}
 BOUND = {  # MuJoCo's geom_rbound
@@ -55,7 +58,7 @@ CUDA_CALLABLE void possible_contacts(int i, int kind, const {c}* a, const {c}* b
   Shape one{{v3(p), q4(p + 3), v3(p + 7)}}, other{{v3(q), q4(q + 3), v3(q + 7)}};
   for (int k = 0; k < POSSIBLE(kind); k++) {{
     Hit hit;
-    if (!touch(kind, k, one, other, reach[i], hit)) continue;
+    if (!(kind >= SPHERE_BOX ? touch_box : touch)(kind, k, one, other, reach[i], hit)) continue;
     {c}* row = contact + 10 * ({most} * i + k);
     store(row, hit.pos), store(row + 3, hit.normal), store(row + 6, hit.tangent), row[9] = hit.dist;
     found[{most} * i + k] = true;
@@ -68,7 +71,7 @@ CUDA_CALLABLE inline void rest() {{
 
 @cache
 def kernel(dtype):
-    headers = "\n".join((STAGES / name).read_text() for name in ("lanes.h", "math.h", "narrow.h"))
+    headers = "\n".join((STAGES / name).read_text() for name in ("lanes.h", "math.h", "narrow.h", "boxes.h"))
     c = {wp.float64: "double", wp.float32: "float"}[dtype]
 
     @wp.func_native(SNIPPET.format(c=c, headers=headers.replace("#pragma once", ""), most=MOST))
@@ -187,9 +190,9 @@ def degenerate_pairs(kind, n, seed=1):
     b[:, QUAT] = TURNS[rng.integers(len(TURNS), size=n)]
     which, scale = np.arange(n) % 4, np.where(np.arange(n) % 3, 0.03, b[:, 8] + a[:, 8] - 0.01)
     b[:, POS] = (np.eye(4, 3)[which] if kind not in PLANES else np.eye(4, 3)[2] * which[:, None]) * scale[:, None]
-    if kind not in ("plane_box", "plane_ellipsoid"):
-        a[rng.random(n) < 0.2, 8] = 0
-        b[rng.random(n) < 0.2, 8] = 0
+    for geom, shape in zip((a, b), kind.split("_")):
+        if shape not in ("box", "ellipsoid"):
+            geom[rng.random(n) < 0.2, 8] = 0
     b[rng.random(n) < 0.1, 7] = 1e-3
     return a, b, reach
 
@@ -201,9 +204,43 @@ def test_contacts_are_those_of_c_mujoco(kind, pairs):
     (contact, found), (expected, has) = ours(kind, *args), c_mujoco(kind, *args)
     assert has.any(1).mean() > 1 / 3
     most = 1 if (kind, pairs) == ("capsule_capsule", random_pairs) else KINDS[kind]  # two need parallel axes
-    assert has.any(0).sum() == most
+    assert has.any(0).sum() == (4 if (kind, pairs) == ("box_box", degenerate_pairs) else most)
+    if pairs == degenerate_pairs and kind in ("capsule_box", "box_box"):
+        # Which of two ends, or of two opposite faces, is nearer is a matter of roundoff; and where a polygon begins.
+        contact, expected = in_order(contact), in_order(expected)
+        alike = (found == has).all(1) & (np.abs(contact - expected).max((1, 2)) < 1e-10)
+        assert alike.mean() > 0.75 and (found == has).all(1).mean() > 0.98
+        return
     np.testing.assert_array_equal(found, has)
     assert max(errors(contact, expected).values()) < 1e-10, errors(contact, expected)
+
+
+def in_order(contact):
+    """Each pair's contacts [N, MOST, 10], ordered by their places."""
+    places = np.round(contact[..., CONTACT["pos"]], 6) @ [1.0, np.pi, np.e]
+    return np.take_along_axis(contact, np.argsort(places, axis=1)[..., None], 1)
+
+
+@pytest.mark.parametrize("tilt", [1e-4, 1e-2, 0.1])
+def test_boxes_on_boxes(tilt):
+    """Face upon face but for a small angle, as they rest: up to eight contacts, corners of what both faces share."""
+    a, b, reach = random_pairs("box_box", 1000, seed=4)
+    rng = np.random.default_rng(5)
+    turn = np.zeros((1000, 4))
+    angle = rng.uniform(0, np.pi, 1000)
+    turn[:, 0], turn[:, 3] = np.cos(angle / 2), np.sin(angle / 2)
+    axis = rng.normal(size=(1000, 3))
+    lean = np.hstack([np.ones((1000, 1)), tilt / 2 * axis])
+    lean /= np.linalg.norm(lean, axis=1, keepdims=True)
+    b[:, QUAT] = products(products(a[:, QUAT], turn), lean)
+    up = z_axes(a[:, QUAT])
+    aside = rng.normal(0, 0.08, (1000, 3))
+    aside -= (aside * up).sum(1, keepdims=True) * up
+    b[:, POS] = a[:, POS] + aside + up * (a[:, 9] + b[:, 9] - rng.uniform(0, 0.02, 1000))[:, None]
+    (contact, found), (expected, has) = (f("box_box", a, b, reach) for f in (ours, c_mujoco))
+    np.testing.assert_array_equal(found, has)
+    assert has.sum(1).max() == 8 and has.sum(1).mean() > (3 if tilt < 0.1 else 2)
+    assert max(errors(contact, expected).values()) < 1e-9, errors(contact, expected)
 
 
 @pytest.mark.parametrize("angle", [1e-3, 2e-4, 5e-5, 1e-7, 0])
@@ -240,7 +277,7 @@ NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=[pytest.mark.gpu, NO_GPU])])
 @pytest.mark.parametrize("kind", KINDS)
 def test_single_precision(kind, device):
-    """Positions and distances to 1e-6 m. A direction is as well determined as its points are far apart."""
+    """Positions and distances to some 1e-6 m. A direction is as well determined as its points are far apart."""
     a, b, reach = random_pairs(kind, 2000)
     contact, found = ours(kind, a, b, reach, wp.float32, device)
     expected, has = ours(kind, a, b, reach)
@@ -249,8 +286,10 @@ def test_single_precision(kind, device):
     same = (found == has).all(1)
     assert same[~near].all() and same.mean() > 0.99
     error = errors(contact[same], expected[same])
-    assert error["dist"] < 1e-6 and error["pos"] < (5e-5 if kind == "capsule_capsule" else 1e-6), error
-    assert max(error["normal"], error["tangent"]) < (5e-4 if kind == "capsule_capsule" else 2e-5), error
+    on_box = kind.endswith("box") and kind != "plane_box"
+    assert error["dist"] < (3e-6 if on_box else 1e-6), error
+    assert error["pos"] < (5e-5 if kind == "capsule_capsule" else 1e-5 if on_box else 1e-6), error
+    assert max(error["normal"], error["tangent"]) < (5e-4 if kind == "capsule_capsule" or on_box else 2e-5), error
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=[pytest.mark.gpu, NO_GPU])])

@@ -286,7 +286,7 @@ def test_engine_warp_steps_terrains_as_mujoco_does():
     """go2_rough: robots that stand, lean and lie on their patches; accelerations, and what its contact sensors feel."""
     engines = []
     for name in ("mujoco", "warp"):
-        e = env(*SMALL, *KINDS, "task.terrain.start_level=2", f"sim.engine={name}")
+        e = env(*SMALL, *KINDS, "task.terrain.start_level=2", f"sim.engine={name}", "sim.nconmax=60")
         e.engine.field("sensordata")
         engines.append(e.engine)
         qpos = e.state.read("qpos").clone().double()

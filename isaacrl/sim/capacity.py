@@ -11,7 +11,7 @@ POSES = 256
 SHALLOW = 0.01  # and in a height field, where a geom deeper down meets more of it [m]
 DEPTH = 0.05  # how far a robot's lowest point is in the ground at most [m]
 RESERVE = 1.5
-ON_FIELDS = 32  # contacts: one a lane
+ON_FIELDS = 30  # contacts: with more, fewer worlds of a quadruped would be on a GPU at once
 LEAST = (48, 64)  # mujoco-warp's own guess for whatever stands on flat ground; contacts share one room among worlds
 
 
@@ -39,7 +39,7 @@ def contacts_of(model: mujoco.MjModel) -> int:
     """
     most = _most(model)[0]
     if (model.geom_type == _HFIELD).any():
-        return 4 * math.ceil(max(4, min(2 * most, ON_FIELDS)) / 4)
+        return min(4 * math.ceil(max(4, 2 * most) / 4), ON_FIELDS)
     return 4 * math.ceil(max(4, min(2 * most, max(1.1 * most, 16))) / 4)
 
 

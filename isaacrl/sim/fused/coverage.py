@@ -44,6 +44,7 @@ _SPHERE, _CAPSULE = "sphere", "capsule"
 # Kinds of geoms that may touch, in the order of mjtGeom.
 SHAPES = {("plane", other) for other in (_SPHERE, _CAPSULE, "ellipsoid", "cylinder", "box")}
 SHAPES |= {(_SPHERE, _SPHERE), (_SPHERE, _CAPSULE), (_CAPSULE, _CAPSULE)}
+SHAPES |= {(_SPHERE, "box"), (_CAPSULE, "box"), ("box", "box")}
 SHAPES |= {("hfield", other) for other in (_SPHERE, _CAPSULE, "box")}
 _SHAPELESS = ("mesh", "sdf")  # named one by one, whatever they touch
 

@@ -10,8 +10,8 @@ from isaacrl.sim.fused.tables import Tables
 BLOCK = 128  # threads of a block, as a rule: few enough that they seldom wait long for each other
 
 STAGES = (
-    *("lanes", "math", "model", "kinematics", "dynamics", "network", "actuation", "narrow", "hfield", "collision"),
-    "constraint",
+    *("lanes", "math", "model", "kinematics", "dynamics", "network", "actuation"),
+    *("narrow", "boxes", "hfield", "collision", "constraint"),
     *("factor", "solver", "integrate", "sensors", "outputs", "step"),
 )
 
@@ -55,8 +55,9 @@ def source(tables: Tables, edit: tuple[str, str] | None = None) -> str:
     """The stages with the tables' macros and accessors; edit replaces one text in them (to test the tests)."""
     folder = importlib.resources.files("isaacrl.sim.fused") / "stages"
     parts = {name: (folder / f"{name}.h").read_text().replace("#pragma once\n", "") for name in STAGES}
-    if not tables.sizes.get("NHFIELD"):
-        del parts["hfield"]
+    for name, needs in (("boxes", "HAS_BOXES"), ("hfield", "NHFIELD")):
+        if not tables.sizes.get(needs):
+            del parts[name]
     parts["lanes"] = tables.header() + parts["lanes"]
     parts["model"] = parts["model"].replace("//@tables\n", tables.accessors())
     text = "\n".join(parts.values())

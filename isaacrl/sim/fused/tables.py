@@ -78,6 +78,9 @@ KINDS = {
     (int(_G.mjGEOM_SPHERE), int(_G.mjGEOM_SPHERE)): ("SPHERE_SPHERE", 1),
     (int(_G.mjGEOM_SPHERE), int(_G.mjGEOM_CAPSULE)): ("SPHERE_CAPSULE", 1),
     (int(_G.mjGEOM_CAPSULE), int(_G.mjGEOM_CAPSULE)): ("CAPSULE_CAPSULE", 2),
+    (int(_G.mjGEOM_SPHERE), int(_G.mjGEOM_BOX)): ("SPHERE_BOX", 1),
+    (int(_G.mjGEOM_CAPSULE), int(_G.mjGEOM_BOX)): ("CAPSULE_BOX", 2),
+    (int(_G.mjGEOM_BOX), int(_G.mjGEOM_BOX)): ("BOX_BOX", 8),
     (int(_G.mjGEOM_HFIELD), int(_G.mjGEOM_SPHERE)): ("HFIELD_SPHERE", 1),  # with each prism
     (int(_G.mjGEOM_HFIELD), int(_G.mjGEOM_CAPSULE)): ("HFIELD_CAPSULE", 1),
     (int(_G.mjGEOM_HFIELD), int(_G.mjGEOM_BOX)): ("HFIELD_BOX", 1),
@@ -391,6 +394,7 @@ def _collision(m: mujoco.MjModel, pairs: list[Pair], sizes: dict, reals: dict, i
     ints["plane_item"] = np.array(items, int)
     have = {kind(p)[0] for p in pairs}
     sizes |= {f"HAS_{name}": int(name in have) for name in names}
+    sizes |= {"HAS_BOXES": 1} if have & {"SPHERE_BOX", "CAPSULE_BOX", "BOX_BOX"} else {}
     sizes |= {"NG": len(used), "NPLANE_ITEMS": len(items), "FIRST_PAIR": planes, "NPAIR": others}
     sizes |= {"FIRST_HFIELD": planes + others, "NHFIELD": fields} if fields else {}
     sizes |= {"PAIR_REALS": PAIR_REALS, "PAIRS_ACROSS": int(across)}

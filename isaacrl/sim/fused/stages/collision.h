@@ -90,7 +90,12 @@ FN bool try_contact(const World& w, const Scratch& S, int pair, int k, Hit& hit,
   Shape a = shape_of(w, S, q.shape_a), b = shape_of(w, S, q.shape_b);
   vec3 reference;
   seen_from_body(w, S, q, a, b, reference);
+#if HAS_BOXES
+  bool found = q.kind >= SPHERE_BOX ? touch_box(q.kind, k, a, b, reach_of(w, pair), hit)
+                                    : touch(q.kind, k, a, b, reach_of(w, pair), hit);
+#else
   bool found = touch(q.kind, k, a, b, reach_of(w, pair), hit);
+#endif
   pos = hit.pos - reference;
   return found;
 }

@@ -42,15 +42,18 @@ enum {
   SPHERE_SPHERE,
   SPHERE_CAPSULE,
   CAPSULE_CAPSULE,
+  SPHERE_BOX,  // see boxes.h
+  CAPSULE_BOX,
+  BOX_BOX,
   HFIELD_SPHERE,  // see hfield.h
   HFIELD_CAPSULE,
   HFIELD_BOX
 };
 
 // How many contacts a pair of a kind can have.
-#define POSSIBLE(kind)                                                                \
-  ((kind) == PLANE_BOX || (kind) == PLANE_CYLINDER ? 4                                \
-   : (kind) == PLANE_CAPSULE || (kind) == CAPSULE_CAPSULE ? 2 : 1)
+#define POSSIBLE(kind)                                                                                      \
+  ((kind) == BOX_BOX ? 8 : (kind) == PLANE_BOX || (kind) == PLANE_CYLINDER ? 4                              \
+   : (kind) == PLANE_CAPSULE || (kind) == CAPSULE_CAPSULE || (kind) == CAPSULE_BOX ? 2 : 1)
 
 // The sine of an angle (or a ratio of lengths) that is taken for 0.
 #define SLIGHT (sizeof(real) == 8 ? TINY : R(1e-6))
