@@ -74,6 +74,11 @@ def terrain_level(s: State) -> Tensor:
     return s.ground.level / max(1, s.ground.levels - 1)
 
 
+def curriculum(s: State, *, name: str) -> Tensor:
+    """How far a curriculum has come, 0 to 1, [E]."""
+    return s.curriculum(name).progress.expand(s.num_envs)
+
+
 def contact_share(s: State, *, sensor: str = "feet") -> Tensor:
     """Share of the sensor's bodies that touch, [E]."""
     return s.contact(sensor).in_contact.float().mean(dim=1)
