@@ -1,7 +1,7 @@
 """How long until a task is solved, by its own criterion, on every seed?
 
     python benchmarks/time_to_solved.py [--tasks cartpole ant humanoid go2_flat g1_flat] [--seeds 0 1 2 3 4]
-                                        [--budget SECONDS] [--set KEY=VALUE ...] [--in-process]
+                                        [--budget SECONDS] [--set KEY=VALUE ...] [--in-process] [--keep FOLDER]
 
 Each seed trains in a process of its own for the task's budget of seconds, and keeps a copy of the policy after every
 iteration, on the device. Copies and metrics are part of the time, evaluation is not: it comes afterwards, as `isaacrl
@@ -14,7 +14,8 @@ environment, with what the first iteration captures. results/time_to_solved.json
 evaluated and the curves of training; plot_time_to_solved.py draws them.
 
 --in-process trains all seeds in this process one after the other, which saves start-ups: the time from the start of the
-process is then the first seed's alone.
+process is then the first seed's alone. --keep writes the last policy of each seed, with its configuration and where
+its curricula stand, as a file for motors.py.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from typing import Any
 from common import RESULTS, machine, merge
 
 BUDGETS = {"cartpole": 20.0, "ant": 120.0, "humanoid": 120.0, "go2_flat": 120.0, "g1_flat": 180.0}  # seconds
-BUDGET = 120.0  # of other tasks
+BUDGET = 120.0  # of other tasks, rough ones for example
 POINTS = 60  # of a curve that is kept
 COARSE = 16  # parts of a training that are looked at first
 EVAL_SEED = 1000  # that of isaacrl eval
@@ -53,6 +54,8 @@ def run_seed(task: str, seed: int, args: argparse.Namespace, *, fresh: bool) -> 
     if not cfg.task.solved:
         sys.exit(f"error: task={task} does not say when it is solved")
     result, rows, snapshots = train(cfg, began, budget_of(task, args), args.iterations, args.every)
+    if args.keep:
+        keep(args.keep, cfg, snapshots[-1])
     free()
     looked = time.perf_counter()
     judge = Judge(cfg, snapshots, args.episodes)
@@ -92,7 +95,8 @@ def train(
     while seconds < budget and (iterations is None or len(rows) < iterations):
         algo.iterate(env.timer)
         if (len(rows) + 1) % every == 0:
-            snapshots.append({k: v.clone() for k, v in algo.deployed.state_dict().items()})
+            policy = {k: v.clone() for k, v in algo.deployed.state_dict().items()}
+            snapshots.append({"policy": policy, "curricula": curricula(env)})
         metrics = env.read_metrics()  # waits for the device
         seconds = time.perf_counter() - first
         overflow, nonfinite = overflow + metrics["overflow"], nonfinite + metrics["nonfinite"]
@@ -114,8 +118,27 @@ def train(
     return result, rows, snapshots
 
 
+def curricula(env: Any) -> dict[str, Any]:
+    """Where an environment's curricula stand, as `hold` takes them."""
+    held = ("curriculum/", "terrain_level")
+    return {k: v.clone() for k, v in env.tensors().items() if k.startswith(held)} if env.curricula else {}
+
+
+def keep(folder: Path, cfg: Any, snapshot: dict[str, Any]) -> None:
+    """Write a policy as FOLDER/TASK_ALGORITHM_SEED.pt."""
+    import torch
+    from omegaconf import OmegaConf
+
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {name: {k: v.cpu() for k, v in part.items()} for name, part in snapshot.items()}
+    path = folder / f"{cfg.task.name}_{cfg.algo.name}_{cfg.seed}.pt"
+    torch.save({"config": OmegaConf.to_yaml(cfg, resolve=True), **parts}, path)
+
+
 class Judge:
-    """Evaluates policies as `isaacrl eval` does, all in the same episodes; remembers what it has seen."""
+    """Evaluates policies as `isaacrl eval` does, all in the same episodes, with the curricula of their time; remembers
+    what it has seen. snapshots: each has a policy and curricula.
+    """
 
     def __init__(self, cfg: Any, snapshots: list[dict[str, Any]], episodes: int):
         from omegaconf import OmegaConf
@@ -129,17 +152,20 @@ class Judge:
         self.cfg, self.snapshots, self.episodes = cfg, snapshots, episodes
         self.env = Env(cfg)
         self.algo = algos.build(self.env, cfg)
-        self.start = self.env.state_dict()
+        self.start, self.curricula = self.env.state_dict(), self.env.curricula
         self.seen: dict[int, dict[str, Any]] = {}
 
     def __call__(self, i: int) -> dict[str, Any]:
         """Whether the policy of snapshot i solves the task, and by what figures."""
         from isaacrl.evaluate import run_episodes, statistics, verdict
+        from isaacrl.terms.curriculum import hold
 
         if i not in self.seen:
+            self.env.curricula = self.curricula
             self.env.load_state_dict(self.start)
-            self.algo.deployed.load_state_dict(self.snapshots[i])
-            episodes = run_episodes(self.env, self.algo.act, self.episodes)
+            hold(self.env, self.snapshots[i]["curricula"])
+            self.algo.deployed.load_state_dict(self.snapshots[i]["policy"])
+            episodes = run_episodes(self.env, self.algo.controller(self.env), self.episodes)
             found = verdict(self.cfg.task.solved, {k: statistics(v) for k, v in episodes.items()}, "solved")
             assert found is not None
             self.seen[i] = {"solved": found["solved"], "criteria": found["criteria"]}
@@ -201,6 +227,7 @@ def in_a_process(task: str, seed: int, args: argparse.Namespace) -> dict[str, An
         command += ["--budget", str(budget_of(task, args)), "--every", str(args.every), "--device", args.device]
         command += ["--episodes", str(args.episodes)]
         command += ["--iterations", str(args.iterations)] if args.iterations else []
+        command += ["--keep", str(args.keep)] if args.keep else []
         command += ["--set", *args.set] if args.set else []
         code = subprocess.run(command).returncode
         if code:
@@ -254,6 +281,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of every training")
     parser.add_argument("--in-process", action="store_true", help="all seeds in this process")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the last policy of each seed goes")
     parser.add_argument("--out", type=Path, default=RESULTS / "time_to_solved.json")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -159,6 +159,12 @@ def unknown_key(key: str, algo: str = "ppo", root: type = Config) -> KeyedError:
     known = [k for k, _ in all_keys(algo)] if root is Config else []
     same = [k for k in known if k.rpartition(".")[2] == parts[-1]]  # the right name in another section
     prefix = f"{done}." if done else ""
+    if done == "algo" and not same:
+        others = [f"algo={n}" for n, c in ALGORITHMS.items() if part in {f.name for f in dataclasses.fields(c)}]
+        if others and root is Config:
+            return KeyedError(
+                one_line(prefix + part), f"exists with {' and '.join(others)} only; algo={algo} has: {listing(names)}"
+            )
     where = f"section {done}" if done else "the configuration" if root is Config else "the command"
     near = [prefix + n for n in nearest(part, names)]
     meant = sorted(same or near, key=len)[:2]
@@ -320,6 +326,20 @@ def _check_ppo(data: Any) -> None:
     if algo["min_std"] > algo["max_std"]:
         raise KeyedError("algo.min_std", f"{algo['min_std']:g} is larger than algo.max_std={algo['max_std']:g}")
     envs, steps, n = data["num_envs"], algo["num_steps"], algo["minibatches"]
+    if algo["recurrent"] != "none":
+        if algo["symmetry"] != "none":
+            raise KeyedError(
+                "algo.symmetry",
+                "a recurrent policy has no hidden states of mirrored worlds to start from; "
+                "use algo.symmetry=none or algo.recurrent=none",
+            )
+        if envs % n:
+            valid = nearest_divisors(envs, n)
+            raise KeyedError(
+                "algo.minibatches",
+                f"{n} does not divide num_envs = {envs}, of whose whole sequences a recurrent policy learns; "
+                f"the nearest that do: {' and '.join(map(str, valid))}",
+            )
     total = envs * steps
     if total % n:
         valid = nearest_divisors(total, n)

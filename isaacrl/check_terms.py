@@ -30,6 +30,10 @@ def _numbers(x: Any) -> bool:
     return isinstance(x, list) and all(_number(v) for v in x)
 
 
+def _vector(x: Any) -> bool:
+    return _numbers(x) and len(x) == 3
+
+
 def _ranges(x: Any) -> bool:
     return isinstance(x, list) and all(_numbers(r) and len(r) == 2 for r in x)
 
@@ -114,6 +118,11 @@ KINDS = {
         "numbers by name pattern",
     ),
     "tuple[float, float]": (lambda x: _numbers(x) and len(x) == 2, "two numbers"),
+    "tuple[float, float, float]": (_vector, "three numbers"),
+    "list[tuple[float, float, float]]": (
+        lambda x: isinstance(x, list) and all(map(_vector, x)),
+        "a list of vectors [x, y, z]",
+    ),
     "Joints": (_patterns, "a joint name or pattern, or a list of them"),
     "Bodies": (_patterns, "a body name or pattern, or a list of them"),
     "Sites": (_patterns, "a site name or pattern, or a list of them"),

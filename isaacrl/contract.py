@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from isaacrl import __version__
 from isaacrl.env import Env
-from isaacrl.sim.engine import PD
+from isaacrl.sim.engine import DIRECT, NETWORK
 
 EXTRA_INPUTS = {
     "joint_pos": {
@@ -23,11 +23,20 @@ EXTRA_INPUTS = {
         "start": "by joint, as output.joints[].start says: its measured position, or 0",
     },
 }
+RECURRENT = {
+    "input": "h_in",
+    "output": "h_out",
+    "dtype": "float32",
+    "start": 0.0,
+    "feed": "h_out of the step before",
+    "reset": "zeros in the first step, and whenever an episode begins: the robot is started anew or set upright again",
+}
 ACTUATION = {
     "law": "force = clip(gain * target - kp * gear * q - kd * gear * qd, +-effort_limit), every physics_dt or faster; "
     "torque at the joint = gear * force; q and qd are the joint's measured position and velocity",
     "torque_speed": "where saturation_effort is given, force also lies between saturation_effort * (-1 - qd / "
     "velocity_limit), at most 0, and saturation_effort * (1 - qd / velocity_limit), at least 0",
+    "network": "the file of a learned drive, which takes the place of gain, kp and kd; null: none",
     "delay_s": "how late targets arrived in training; do not add it on a robot, which has its own",
 }
 
@@ -81,6 +90,7 @@ def describe(env: Env, cfg: DictConfig, module: Any, checkpoint: dict[str, Any] 
             if a not in module.columns.tolist()
         },
         "extra_inputs": [EXTRA_INPUTS[name] | {"shape": [None, len(joints)]} for name in module.extra_inputs],
+        "recurrent": RECURRENT | {"shape": [None, module.hidden]} if module.hidden else None,
         "actuation": ACTUATION
         | {
             "gravity_compensation": {
@@ -103,7 +113,7 @@ def _joint(env: Env, module: Any, i: int) -> dict[str, Any]:
     a, term = int(module.columns[i]), module.terms[i]
     j = s.robot.driven_joints[a]
     length, dof = s.robot.joint_units[j], s.robot.qvel_adr[j]
-    explicit, bias = actuation.law[a] == PD, model.actuator_biasprm[a]
+    explicit, bias = actuation.law[a] != DIRECT, model.actuator_biasprm[a]
     limit = model.actuator_forcerange[a, 1] if model.actuator_forcelimited[a] else np.inf
     return {
         "joint": s.robot.joint_names[j],
@@ -119,6 +129,7 @@ def _joint(env: Env, module: Any, i: int) -> dict[str, Any]:
         "gain": float(actuation.kp[a] if explicit else model.actuator_gainprm[a, 0]),
         "kp": float(actuation.kp[a] if explicit else -bias[1]),
         "kd": float(actuation.kd[a] if explicit else -bias[2]),
+        "network": actuation.nets[actuation.net[a]].file if actuation.law[a] == NETWORK else None,
         "gear": float(model.actuator_gear[a, 0]),
         "effort_limit": _bound(actuation.effort_limit[a] if explicit else limit),
         "saturation_effort": _bound(actuation.saturation_effort[a]),

@@ -382,7 +382,7 @@ class Env:
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Everything that lives outside the engine and outlasts a step."""
         s = self.state
         out = {
@@ -410,7 +410,7 @@ class Env:
         return {
             "engine_name": self.engine.name,
             "engine": self.engine.state_dict(),
-            "env": {k: v.clone() for k, v in self._tensors().items()},
+            "env": {k: v.clone() for k, v in self.tensors().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -423,7 +423,7 @@ class Env:
                 f"sim.engine: the run was simulated by {state['engine_name']}, here it is {self.engine.name}; resume "
                 f"with sim.engine={state['engine_name']}, or start a new run from it without resume=true"
             )
-        mine = self._tensors()
+        mine = self.tensors()
         theirs = state["env"]
         wrong = [k for k in mine if k not in theirs or theirs[k].shape != mine[k].shape] + [
             k for k in theirs if k not in mine

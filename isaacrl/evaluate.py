@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from isaacrl import algos, runs
+from isaacrl import algos, evaluate_terrain, runs
 from isaacrl.env import Env
 from isaacrl.errors import UserError
 
@@ -23,7 +23,7 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     cfg = OmegaConf.merge(cfg, {"num_envs": math.ceil(options.episodes / rounds), "seed": options.seed})
     env = Env(cfg)
     algo, entry = algos.load(env, cfg, run_path, options.checkpoint)
-    episodes = run_episodes(env, algo.act, options.episodes)
+    episodes = run_episodes(env, algo.controller(env), options.episodes)
     result = {
         "run": str(run_path),
         "checkpoint": entry,
@@ -36,6 +36,10 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
         "overflow": int(env.engine.overflow.sum()),
         "metrics": {name: statistics(values) for name, values in episodes.items()},
     }
+    if env.state.ground is not None:
+        result["terrain"] = evaluate_terrain.by_patch(
+            env, lambda: run_episodes(env, algo.controller(env), env.num_envs)
+        )
     result["solved"] = verdict(cfg.task.solved, result["metrics"], "solved")
     result["milestone"] = verdict(cfg.task.milestone, result["metrics"], "milestone")
     try:
@@ -126,6 +130,8 @@ def _show(result: dict[str, Any], written: str) -> None:
             f"{s['max']:.4g}",
         )
     console.print(table)
+    if "terrain" in result:
+        evaluate_terrain.show(console, result["terrain"])
     print(written)
     for section in ("milestone", "solved"):
         found = result[section]

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from isaacrl import algos
+from isaacrl.algos.recurrent import Recurrent
 from isaacrl.contract import describe
 from isaacrl.env import Env
 from isaacrl.errors import UserError
@@ -52,7 +53,8 @@ class Deployed(nn.Module):
     """Raw observation [N, D] -> (joint targets [N, n], action [N, A]), of n joints in the order of their actuators.
 
     `extra_inputs` names what else it takes, [N, n] each: joint_pos where a target is relative to the measured position,
-    last_target (its own last output) where targets are smoothed.
+    last_target (its own last output) where targets are smoothed. A recurrent policy takes h_in [N, H] last, zeros where
+    an episode begins, else what it returned last in the step before, h_out.
     """
 
     def __init__(self, env: Env, policy: nn.Module):
@@ -75,6 +77,9 @@ class Deployed(nn.Module):
         self.terms = [terms[i] for i in order.tolist()]  # the action term of each joint target
         self.extra_inputs = ["joint_pos"] if any(m.relative for m in maps) else []
         self.extra_inputs += ["last_target"] if any(m.low_pass_hz for m in maps) else []
+        self.hidden = policy.rnn.hidden_size if isinstance(policy, Recurrent) else 0  # H
+        self.inputs = ["obs", *self.extra_inputs, *(["h_in"] if self.hidden else [])]
+        self.outputs = ["joint_target", "action", *(["h_out"] if self.hidden else [])]
         blend = [1.0 if m.blend is None else m.blend for m in self.terms]
         table |= {"blend": torch.tensor(blend), "keep": torch.tensor([1.0 - b for b in blend])}
         self.register_buffer("relative", torch.tensor([m.relative for m in self.terms]))
@@ -83,18 +88,22 @@ class Deployed(nn.Module):
             # Infinite bounds become the largest float: not every runtime takes infinities as constants.
             self.register_buffer(name, torch.nan_to_num(value.detach().cpu().clone()))
 
-    def forward(self, obs: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
-        extra = dict(zip(self.extra_inputs, more))
+    def forward(self, obs: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        extra = dict(zip(self.inputs[1:], more))
         if self.clip_obs:
             obs = torch.minimum(torch.maximum(obs, self.obs_low), self.obs_high)
-        action = self.policy(obs * self.obs_scale)
+        obs, h_out = obs * self.obs_scale, ()
+        if self.hidden:
+            action, *h_out = self.policy(obs, extra["h_in"])
+        else:
+            action = self.policy(obs)
         ordered = action.index_select(1, self.order)
         bounded = torch.minimum(torch.maximum(ordered, -self.action_clip), self.action_clip)
         offset = torch.where(self.relative, extra["joint_pos"], self.offset) if "joint_pos" in extra else self.offset
         target = torch.minimum(torch.maximum(offset + self.scale * bounded, self.low), self.high)
         if "last_target" in extra:
             target = self.blend * target + self.keep * extra["last_target"]
-        return target, action
+        return target, action, *h_out
 
 
 def export_policy(
@@ -115,17 +124,17 @@ def export_policy(
         if not isinstance(term.fn, Affine):
             raise UserError(f"export: {term.key} is not one of isaacrl's action terms; only those can be exported")
     module = Deployed(env, copy.deepcopy(algo.deployed).cpu()).eval()
-    fed, target, resets = _record(env, algo, steps, module)
+    fed, begins, target = _record(env, algo, steps, module)
     model = _to_onnx(module, fed)
     contract = describe(env, cfg, module, checkpoint)
-    absolute, error = _parity(model, fed, target, module.scale)
+    absolute, error = _parity(model, fed, begins, target, module)
     contract["parity"] = {
         "max_abs_error": absolute,
         "max_error": error,
         "tolerance": TOLERANCE,
         "rule": "max_error: absolute, in the target's unit; divided by the joint's scale where that is above 1",
-        "samples": len(target),
-        "resets": resets,
+        "samples": target.shape[0] * target.shape[1],
+        "resets": int(begins[1:].sum()),
         "onnxruntime": version("onnxruntime"),
     }
     if not error < TOLERANCE:
@@ -144,9 +153,10 @@ def export_policy(
 
 
 @torch.no_grad()
-def _record(env: Env, algo: Any, steps: int, module: Deployed) -> tuple[dict[str, Tensor], Tensor, int]:
-    """A rollout with resets in it: (what a robot would feed each input with, joint targets [N, n], resets)."""
-    worlds, s = min(env.num_envs, MAX_WORLDS), env.state
+def _record(env: Env, algo: Any, steps: int, module: Deployed) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """A rollout with resets in it: (what a robot would feed each input with [T, N, ...], which steps are the first of
+    their episode [T, N], joint targets [T, N, n])."""
+    worlds, s, act = min(env.num_envs, MAX_WORLDS), env.state, algo.controller(env)
     group = next((g for g in env.groups if g.name == "policy"), None)
 
     def joints(values: list[Tensor]) -> Tensor:
@@ -156,40 +166,42 @@ def _record(env: Env, algo: Any, steps: int, module: Deployed) -> tuple[dict[str
         return joints([t.fn.start(s) for t in env.task.actions])
 
     rows: dict[str, list[Tensor]] = {"obs": [], "joint_pos": [], "last_target": []}
-    targets = []
+    targets, begins = [], [torch.ones(worlds, dtype=torch.bool)]
     env.reset()
-    last, resets = start(), 0
+    last = start()
     for t in range(steps):
         if t == steps // 2:  # a good policy may not fail by itself
             env.reset()
-            last, resets = start(), resets + worlds
+            last = start()
+            begins[-1] = torch.ones_like(begins[0])
         raw = group.raw if group else env.obs["policy"]
         rows["obs"].append(raw[:worlds].cpu().clone())
         rows["joint_pos"].append(joints([t.fn.measured(s) for t in env.task.actions]))
         rows["last_target"].append(last)
-        _, _, terminated, truncated, _ = env.step(algo.act(env.obs["policy"]))
+        _, _, terminated, truncated, _ = env.step(act(env.obs["policy"]))
         targets.append(joints([t.fn.target for t in env.task.actions]))
         done = (terminated | truncated)[:worlds].cpu()
         last = torch.where(done[:, None], start(), targets[-1])
-        resets += int(done.sum())
-    fed = {name: torch.cat(rows[name]) for name in ["obs", *module.extra_inputs]}
-    return fed, torch.cat(targets), resets
+        begins.append(done)
+    fed = {name: torch.stack(rows[name]) for name in ["obs", *module.extra_inputs]}
+    return fed, torch.stack(begins[:-1]), torch.stack(targets)
 
 
 def _to_onnx(module: Deployed, fed: dict[str, Tensor]) -> bytes:
     file = io.BytesIO()
-    names = [*fed, "joint_target", "action"]
+    example = [value[0, :2] for value in fed.values()]
+    example += [torch.zeros(len(example[0]), module.hidden)] if module.hidden else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracing exporter is deprecated; the new one takes 70 times as long
         torch.onnx.export(
             module,
-            tuple(value[:2] for value in fed.values()),
+            tuple(example),
             file,
             dynamo=False,
             opset_version=17,
-            input_names=names[:-2],
-            output_names=names[-2:],
-            dynamic_axes={name: {0: "batch"} for name in names},
+            input_names=module.inputs,
+            output_names=module.outputs,
+            dynamic_axes={name: {0: "batch"} for name in module.inputs + module.outputs},
         )
     return file.getvalue()
 
@@ -204,11 +216,24 @@ def _with_metadata(model: bytes, contract: dict[str, Any]) -> bytes:
     return proto.SerializeToString()
 
 
-def _parity(model: bytes, fed: dict[str, Tensor], target: Tensor, scale: Tensor) -> tuple[float, float]:
-    """Largest error of onnxruntime's joint targets against the recorded ones: absolute, and by TOLERANCE's rule."""
+def _parity(
+    model: bytes, fed: dict[str, Tensor], begins: Tensor, target: Tensor, module: Deployed
+) -> tuple[float, float]:
+    """Largest error of onnxruntime's joint targets against the recorded ones: absolute, and by TOLERANCE's rule.
+
+    Step by step, so that a recurrent policy feeds on its own hidden states.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    ours = session.run(["joint_target"], {k: v.numpy().astype(np.float32) for k, v in fed.items()})[0]
-    error = np.abs(ours - target.numpy())
-    return float(error.max()), float((error / np.maximum(1.0, np.abs(scale.numpy()))).max())
+    arrays, ours = {k: v.numpy().astype(np.float32) for k, v in fed.items()}, []
+    hidden = np.zeros((target.shape[1], module.hidden), np.float32)
+    for t, begin in enumerate(begins.numpy()):
+        feed = {k: v[t] for k, v in arrays.items()}
+        if module.hidden:
+            feed["h_in"] = np.where(begin[:, None], np.float32(0.0), hidden)
+        joint_target, _, *more = session.run(module.outputs, feed)
+        hidden = more[0] if more else hidden
+        ours.append(joint_target)
+    error = np.abs(np.stack(ours) - target.numpy())
+    return float(error.max()), float((error / np.maximum(1.0, np.abs(module.scale.numpy()))).max())

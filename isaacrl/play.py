@@ -28,10 +28,10 @@ def play(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     if options.viewer == "browser":
         from isaacrl.viewer import view
 
-        view(env, algo.act)
+        view(env, algo.controller(env))
         return {"run": str(run_path)}
     steps = max(1, round(options.seconds / env.step_dt))
-    qpos, reward = record(env, algo.act, steps)
+    qpos, reward = record(env, algo.controller(env), steps)
     every = max(1, round(1.0 / (FPS * env.step_dt)))
     shots = qpos[::every]
     how: dict[str, Any] = {
@@ -59,7 +59,7 @@ def film(cfg: DictConfig, algo: Any, run_path: Path, iteration: int) -> Path:
     """A short video of the policy as it is now, in an environment of its own: training does not notice but the time."""
     env = Env(OmegaConf.merge(cfg, {"num_envs": FILM_WORLDS, "seed": FILM_SEED}))
     hold(env, algo.env.state_dict()["env"])
-    qpos, _ = record(env, algo.act, max(1, round(FILM_S / env.step_dt)))
+    qpos, _ = record(env, algo.controller(env), max(1, round(FILM_S / env.step_dt)))
     every = max(1, round(1.0 / (FILM_FPS * env.step_dt)))
     camera: Any = OmegaConf.to_container(cfg.task.camera)
     frames = render.render_frames(env.visual_model, qpos[::every], camera=camera, width=480, height=360)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from isaacrl.env import Env
-from isaacrl.sim.engine import PD
+from isaacrl.sim.engine import DIRECT
 
 STEPS = 300  # of a rollout, if no more are needed to see episodes end
 MIN_STEPS = 10  # however slow the task
@@ -214,7 +214,7 @@ def target_limits(env: Env) -> tuple[Tensor, Tensor, Tensor | None]:
 def force_limits(env: Env) -> Tensor:
     """The largest force or torque of each actuator [N or N m], [nu]; infinite where nothing bounds it."""
     m, law = env.engine.model, env.engine.actuation
-    limit = np.where(law.law == PD, law.effort_limit, np.inf)
+    limit = np.where(law.law != DIRECT, law.effort_limit, np.inf)
     limit = np.where(m.actuator_forcelimited, np.minimum(limit, np.abs(m.actuator_forcerange).max(1)), limit)
     motor = m.actuator_ctrllimited.astype(bool) & (m.actuator_biastype == mujoco.mjtBias.mjBIAS_NONE)
     reach = np.abs(m.actuator_ctrlrange).max(1) * np.abs(m.actuator_gainprm[:, 0])

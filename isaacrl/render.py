@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from isaacrl.errors import UserError
+from isaacrl.hfield import ground_height
 from isaacrl.suggest import did_you_mean, listing
 
 CAMERA_KEYS = ("lookat", "distance", "azimuth", "elevation", "track")
@@ -288,16 +289,17 @@ def _lookats(model: Any, qpos: np.ndarray, mocap: Any, camera: dict[str, Any], v
         return out
     if "lookat" not in camera:
         out[..., :2] = 0  # the model's own view is centred on where the robot starts
-    where = np.array([[data.xpos[body, :2].copy() for data in worlds] for worlds in _poses(model, qpos, mocap)])
+    where = np.array([[data.xpos[body].copy() for data in worlds] for worlds in _poses(model, qpos, mocap)])
+    where[..., 2] = ground_height(model, where[..., :2])
     for e in range(num):
-        jumps = np.flatnonzero(np.linalg.norm(np.diff(where[:, e], axis=0), axis=1) > JUMP) + 1
+        jumps = np.flatnonzero(np.linalg.norm(np.diff(where[:, e, :2], axis=0), axis=1) > JUMP) + 1
         for part in np.split(np.arange(steps), jumps):
-            out[part, e, :2] += _smooth(where[part, e])
+            out[part, e] += _smooth(where[part, e])
     return out
 
 
 def _smooth(path: np.ndarray) -> np.ndarray:
-    """Mean over up to SMOOTH frames on both sides, [T, 2]; as many on either, so that a steady motion has no lag."""
+    """Mean over up to SMOOTH frames on both sides, [T, n]; as many on either, so that a steady motion has no lag."""
     steps = np.arange(len(path))
     half = np.minimum(np.minimum(steps, steps[::-1]), SMOOTH)
     sums = np.concatenate([np.zeros((1, path.shape[1])), np.cumsum(path, axis=0)])

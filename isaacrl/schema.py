@@ -93,7 +93,9 @@ class AssetConfig:
     feet: list[str] = key([], "patterns of the bodies, or else geoms, that are the robot's feet")
     default_pose: dict[str, Any] = key({}, "joint pattern -> default position [rad or m]")
     mirror: dict[str, Any] = key({}, "pattern of names -> what it becomes on the other side (algo.symmetry)")
-    actuators: dict[str, Any] = key({}, "groups of joints and their actuation law, gains and limits")
+    actuators: dict[str, Any] = key(
+        {}, "groups of joints and their actuation law, gains and limits (docs/actuators.md)"
+    )
 
 
 @dataclass
@@ -140,8 +142,16 @@ class PPOConfig:
     hidden: list[int] = key([256, 128, 64], "hidden layers of the policy", ge=1)
     critic_hidden: list[int] | None = key(None, "hidden layers of the critic; default: as the policy", ge=1)
     activation: str = key("elu", "activation of hidden layers", choices=("elu", "relu", "tanh"))
+    recurrent: str = key(
+        "none",
+        "gru: a GRU before policy and critic, so that they remember; minibatches are then groups of worlds",
+        choices=("none", "gru"),
+    )
+    rnn_hidden: int = key(256, "size of the GRUs' hidden states (algo.recurrent)", ge=1)
     precision: str = key(
-        "tf32", "matrix products of the update on a GPU; sums are always float32", choices=("float32", "tf32", "bf16")
+        "tf32",
+        "matrix products on a GPU, sums are always float32 (algo.recurrent: bf16 is tf32)",
+        choices=("float32", "tf32", "bf16"),
     )
     average: float = key(
         0.0,
@@ -154,9 +164,11 @@ class PPOConfig:
     max_std: float = key(2.0, "upper bound of the standard deviation", gt=0)
     symmetry: str = key(
         "none",
-        "left-right symmetry; augment: learn from each rollout and its mirror image (asset.mirror)",
-        choices=("none", "augment"),
+        "left-right symmetry (asset.mirror); augment: learn from each rollout and its mirror image; loss: the policy's "
+        "squared difference from its mirror image is part of the loss",
+        choices=("none", "augment", "loss", "augment+loss"),
     )
+    symmetry_coef: float = key(1.0, "weight of the mirror loss of symmetry=loss and augment+loss", ge=0)
     normalize_obs: bool = key(True, "normalize observations by running statistics")
     normalize_value: bool = key(True, "normalize value targets by running statistics")
 
@@ -186,6 +198,9 @@ class OffPolicyConfig:
     n_step: int = key(3, "steps of reward in a target before its value", ge=1)
     gamma: float = key(0.99, "discount a step", ge=0, le=1)
     lr: float = key(1e-3, "learning rate", gt=0, le=1)
+    lr_end: float | None = key(
+        None, "learning rate of the last iteration, which half a cosine leads to; default: as at the start", gt=0, le=1
+    )
     tau: float = key(0.02, "share of the critics that their targets take over an update", gt=0, le=1)
     policy_delay: int = key(1, "updates of the critics for each of the policy", ge=1)
     average: float = key(

@@ -16,7 +16,10 @@ from isaacrl.errors import KeyedError, UserError
 from isaacrl.suggest import did_you_mean, listing
 
 TERMS = Path(__file__).parent / "terms"
-ALSO_IN = {"events": ("randomization",)}  # further files whose terms a family's module imports
+ALSO_IN = {
+    "events": ("randomization",),
+    "observations": ("rays",),
+}  # further files whose terms a family's module imports
 
 
 @dataclass(frozen=True)

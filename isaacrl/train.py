@@ -56,7 +56,7 @@ def resume(run_path: Path, cfg: DictConfig) -> dict[str, Any]:
         phases.done("scene", env)
         algos.check_signature(state["signature"], env)
         algo = algos.build(env, cfg)
-        algo.load_state_dict(state["algo"])
+        algos.restore(algo, state["algo"])
         env.load_state_dict(state["env"])
         if cfg.algo.lr != load_stored(run_path / "config.yaml", trust=True, training=False).algo.lr:
             algo.lr.fill_(cfg.algo.lr)  # asked for on the command line: instead of the stored one

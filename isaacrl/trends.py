@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 SHORT = 5  # iterations of a mean
+MOVED = 0.02  # progress of curricula that makes the task another
 SMOOTH = 0.2  # share of the newest return in the smoothed one: its noise is a third of a single iteration's
 
 
@@ -21,6 +22,7 @@ class History:
         self.samples, self.iterations = cfg.algo.num_steps * cfg.num_envs, cfg.algo.iterations
         self.iteration = 0
         self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=SHORT))
+        self.stand, self.moved = -math.inf, -math.inf  # the curricula's sum at its highest; iteration of that
         self.least_error = math.inf  # of TD errors, means of SHORT
         self.returns, self.lengths, self.episodes = Rise(), Rise(), 0.0
         self.largest_reward = 0.0  # mean a step, absolute
@@ -43,6 +45,11 @@ class History:
         self.largest_reward = max(self.largest_reward, abs(self.mean("reward") or 0.0))
         self.episodes += metrics.get("episodes") or 0.0
         self.returns.add(metrics.get("return"), iteration)
+        stand = sum(v or 0.0 for k, v in metrics.items() if k.startswith("curriculum/"))
+        if stand > self.stand + MOVED:
+            self.stand, self.moved = stand, iteration if self.stand > -math.inf else self.moved
+        if iteration - self.moved <= max(10, 0.05 * self.iterations):
+            self.returns.restart(iteration)
         self.lengths.add(metrics.get("episode_length"), iteration)
 
     def mean(self, name: str) -> float | None:
@@ -93,6 +100,11 @@ class Rise:
         if self.best > self._mark + max(self.noise, 0.02 * self.range):
             self._mark, self.risen_at = self.best, iteration
         self.risen |= self.best - self.first > 5.0 * self.noise + 0.02 * abs(self.first)
+
+    def restart(self, iteration: int) -> None:
+        """What was reached before counts no more, as the task has become harder: the best is what is now."""
+        self.best = self._mark = self.smooth
+        self.base, self.risen_at = min(self.base, self.smooth), iteration
 
     @property
     def noise(self) -> float:

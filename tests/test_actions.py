@@ -235,9 +235,11 @@ def snippet():
     return scope
 
 
+MEMORY = ("recurrent=gru", "rnn_hidden=8", "minibatches=1")
 SPACES = {
     "position": ["task.actions.position={scale: 8.0}"],
     "relative and smoothed": ["task.actions.relative_position={scale: 6.0, low_pass_hz: 6.0}"],
+    "recurrent": ["task.actions.position={scale: 8.0}", *(f"algo.{k}" for k in MEMORY)],
     "mixed": [
         "task.actions.relative_position={joints: [hinge], scale: 6.0}",
         "task.actions.position={joints: [slider], use_limits: true, low_pass_hz: 3.0}",
@@ -253,13 +255,14 @@ def test_the_documented_code_moves_plain_mujoco_as_the_environment_moved(tmp_pat
     extra = {i["name"] for i in contract["extra_inputs"]}
     assert extra == {
         "position": set(),
+        "recurrent": set(),
         "relative and smoothed": {"joint_pos", "last_target"},
         "mixed": {"joint_pos", "last_target"},
     }.get(space)
     theirs = snippet()["simulate"](str(tmp_path), str(ROOT / "isaacrl" / "assets" / "cartpole.xml"), 50)
-    ours = []
+    ours, act = [], algo.controller(env)
     for _ in range(50):
-        _, _, terminated, *_ = env.step(algo.act(env.obs["policy"]))
+        _, _, terminated, *_ = env.step(act(env.obs["policy"]))
         assert not terminated.any()
         ours.append(env.state.joint_pos[0].tolist())
     assert np.ptp(theirs, axis=0).min() > 0.05  # it moved

@@ -102,7 +102,7 @@ def gradients(**changes):
     one, other = pair(**({"num_envs": 40, "epochs": 1, "minibatches": 1, "max_grad_norm": 1e9} | changes))
     other.on_device.shuffle = lambda epoch: other.on_device.order.copy_(torch.arange(other.on_device.samples))
     taken, step, minibatch = [], one._minibatch, other.on_device.minibatch
-    one._minibatch = lambda *columns: taken.append(columns) or torch.zeros(7)
+    one._minibatch = lambda *columns: taken.append(columns) or torch.zeros(8)
     other.on_device.minibatch = taken.append  # neither has stepped yet, nor do returns' statistics change
     for algo in (one, other):
         algo._update_normalizers = algo._update_returns = lambda *x: None
@@ -196,7 +196,7 @@ def test_orders_are_uniform():
     counter, order = torch.zeros((), dtype=torch.int64), torch.zeros(n, dtype=torch.int32)
     place, follow = torch.zeros(n, n), torch.zeros(n, n)
     for epoch in range(draws):
-        kernels.shuffle("cpu", n, order, counter, n, 5, epoch, 123)
+        kernels.shuffle("cpu", n, order, counter, n, 5, epoch, 123, 0, 0)
         place[torch.arange(n), order.long()] += 1
         follow[order[:-1].long(), order[1:].long()] += 1
     chi = ((place - draws / n).square() / (draws / n)).sum().item()

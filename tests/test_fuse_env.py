@@ -46,7 +46,7 @@ def left_by(env, action):
     out |= {f"returned {k}": v for k, v in obs.items()} | {f"final {k}": v for k, v in info["final_obs"].items()}
     out |= {"target": info["target"], "nonfinite": info["nonfinite"], "overflow": env.engine.overflow}
     out |= {f"command {k}": v for k, v in env.state.commands.items()}
-    return out | env._tensors() | {k: env.engine.field(k) for k in ("qpos", "qvel")}
+    return out | env.tensors() | {k: env.engine.field(k) for k in ("qpos", "qvel")}
 
 
 def agree(plain, fused, *, tolerance=1e-5):

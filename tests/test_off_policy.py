@@ -293,6 +293,13 @@ def test_an_update_to_data_ratio_counts_transitions():
     assert agent_.updates == math.floor(4 * 2.4) == agent_.updates_per_iteration
 
 
+def test_half_a_cosine_leads_to_the_last_learning_rate():
+    env, agent_ = agent("sac", "algo.iterations=5", "algo.lr=1e-3", "algo.lr_end=1e-4")
+    rates = [m["lr"] for m in trained(env, agent_, 8)]
+    shares = [0.0, 0.0, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0]  # of the run's updates: two iterations fill the buffer
+    assert rates == pytest.approx([1e-4 + 9e-4 * (0.5 + 0.5 * math.cos(math.pi * x)) for x in shares], rel=1e-5)
+
+
 @pytest.mark.parametrize("algo", ["sac", "td3"])
 def test_what_is_deployed_is_a_running_average_of_the_policy(algo):
     env, agent_ = agent(algo, "algo.average=0.8")

@@ -24,6 +24,7 @@ MORE = [
     "task.observations.more.heading={}",
     "task.observations.more.contact_force={scale: 0.01, clip: 100.0}",
     "task.observations.more.height_scan={scale: 5.0, size: [0.4, 0.3], resolution: 0.1}",
+    "task.observations.more.rays={azimuths: 7, elevation: [-50, -20], elevations: 2, far: 1.5, pos: [0.1, 0.0, 0.2]}",
     "task.sensors.imu={}",
     "task.observations.more.imu_ang_vel={history: 2}",
     "task.observations.more.imu_lin_acc={scale: 0.1}",
@@ -257,9 +258,116 @@ def test_a_mirror_image_has_rewards_ends_and_values_of_its_original():
         assert doubled[name].shape[:2] == (6, 4) and not torch.equal(doubled[name][:, :2], doubled[name][:, 2:])
 
 
-def test_training_runs_with_symmetry():
-    algo = agent(4, symmetry="augment")
+# --- the mirror loss -------------------------------------------------------------------------------------------------
+
+LOSS = {"num_steps": 6, "epochs": 1, "minibatches": 1, "max_grad_norm": 1e9, "normalize_value": False}
+WAYS = {"by_hand": {}, "autograd": {"by_hand": False}, "device": {"device_update": True}}
+
+
+def moved_on(algo):
+    """The agent with other parameters than those that its experience is from."""
+    experience = algo._experience()
+    algo._experience = lambda: experience
+    with torch.no_grad():
+        noise = torch.randn(algo.params.value.shape, generator=torch.Generator().manual_seed(3))
+        algo.params.value.add_(0.2 * noise)
+    algo._update_normalizers = algo._update_returns = lambda *x: None
+    return algo
+
+
+def gradient(way, coef, mode):
+    """The gradient [parameters] of an agent whose policy has moved since its rollout; with the agent and metrics."""
+    algo = agent(5, symmetry=mode, symmetry_coef=coef, **LOSS, **WAYS[way])
+    algo._rollout(algo.env.timer)
+    metrics = moved_on(algo)._update()
+    return algo.params.grad.clone(), algo, metrics
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", ["loss", "augment+loss"])
+def test_the_gradient_of_the_mirror_loss_is_autograds(way, mode):
+    """As torch says of the paper's formula, on all samples at once; beside it nothing changes."""
+    with_loss, algo, metrics = gradient(way, 3.0, mode)
+    without, _, rest = gradient(way, 0.0, mode)
+    fresh = moved_on(agent(5, symmetry=mode, **LOSS))
+    mirror, policy = task_mirror(fresh.env), fresh.policy
+    images = policy(mirror.groups["policy"](algo.obs))
+    loss = torch.nn.functional.mse_loss(images, mirror.actions(policy(algo.obs)).detach())
+    fresh.params.grad.zero_()
+    loss.backward()
+    difference, expected = (with_loss - without) / 3.0, fresh.params.grad
+    assert expected.abs().max() > 1e-2
+    assert (difference - expected).abs().max() < 2e-4 * max(expected.abs().max(), without.abs().max())
+    torch.testing.assert_close(metrics["loss/symmetry"], loss.detach(), rtol=1e-4, atol=1e-6)
+    for name in ("loss/policy", "loss/value", "kl", "clip_fraction", "entropy"):
+        torch.testing.assert_close(metrics[name], rest[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_without_augmentation_all_other_losses_are_of_the_rollout_itself(way):
+    """With weight 0 the update is that without symmetry, from normalizers that have seen both sides."""
+    mine, algo, metrics = gradient(way, 0.0, "loss")
+    plain = agent(5, **LOSS, **WAYS[way])
+    plain.load_state_dict(agent(5, symmetry="loss", **LOSS).state_dict())
+    for name in ("obs", "critic_obs", "actions", "mean", "reward", "terminated", "truncated"):
+        getattr(plain, name).copy_(getattr(algo, name))
+    plain.env.obs = algo.env.obs
+    expected = moved_on(plain)._update()
+    for name in ("loss/policy", "loss/value", "kl", "clip_fraction", "entropy"):
+        # The standard deviation of advantages is one of twice the samples.
+        torch.testing.assert_close(metrics[name], expected[name], rtol=0.02, atol=1e-5)
+    assert (mine - plain.params.grad).abs().max() < 0.02 * plain.params.grad.abs().max()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_minibatches_are_pairs(way):
+    """Whatever their size: every sample comes right as far before its mirror image as half a minibatch is long."""
+    algo = agent(5, symmetry="loss", minibatches=7, **WAYS[way])  # 60 samples: 8 a minibatch, two are left over
+    algo._rollout(algo.env.timer)
+    seen = []
+    if way == "device":
+        algo.on_device.prepare()
+        algo.on_device.shuffle(0)
+        assert algo.on_device.rows == 8
+        order = algo.on_device.order[:56].long()
+    else:
+        order = symmetry.order(algo.symmetry, 60, 5, symmetry.rows(algo.symmetry, 60, 7), algo.generator)
+    for rows in order.view(7, 2, 4):
+        step, world = rows // 10, rows % 10
+        assert torch.equal(step[0], step[1]) and torch.equal(world[0] + 5, world[1]) and (world[0] < 5).all()
+        seen += rows[0].tolist()
+    assert len(set(seen)) == 28
+    metrics = algo._update()
+    assert metrics["loss/symmetry"] > 0 and metrics["skipped_updates"] == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_mirror_loss_makes_a_policy_symmetric(way):
+    """On one rollout whose rewards teach nothing."""
+    left = {}
+    for coef in (0.0, 20.0):
+        options = {"epochs": 20, "minibatches": 2, "schedule": "fixed", "lr": 3e-3, "entropy_coef": 0.0}
+        algo = agent(6, symmetry="loss", symmetry_coef=coef, **options, **WAYS[way])
+        with torch.no_grad():
+            algo.policy.net[-1].weight.mul_(20.0)
+        algo._rollout(algo.env.timer)
+        algo.reward.zero_()
+        mirror = task_mirror(algo.env)
+        for _ in range(3):
+            algo._update_normalizers = lambda *x: None
+            algo._update()
+        with torch.no_grad():
+            mean = algo.policy(algo.obs)
+            apart = algo.policy(mirror.groups["policy"](algo.obs)) - mirror.actions(mean)
+            left[coef] = float(apart.square().mean() / mean.square().mean())
+    assert left[0.0] > 0.3 and left[20.0] < 0.03, left
+
+
+@pytest.mark.parametrize("mode", ["augment", "loss", "augment+loss"])
+def test_training_runs_with_symmetry(mode):
+    algo = agent(4, symmetry=mode)
     metrics = algo.iterate(algo.env.timer)
+    assert ("loss/symmetry" in metrics) == (mode != "augment")
     assert metrics["skipped_updates"] == 0 and torch.isfinite(algo.params.value).all()
 
 

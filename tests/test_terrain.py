@@ -11,6 +11,9 @@ from isaacrl import sim
 from isaacrl.config import compose
 from isaacrl.env import Env
 from isaacrl.errors import UserError
+from isaacrl.evaluate_terrain import by_patch
+from isaacrl.hfield import ground_height
+from isaacrl.render import _lookats, _view
 from isaacrl.schema import TerrainConfig
 from isaacrl.sim import terrain
 
@@ -105,6 +108,24 @@ def test_heights_are_those_that_mujocos_rays_hit():
     assert (edge == 0.0).all()
 
 
+def test_a_camera_follows_the_ground():
+    """Its height above the ground below the robot stays."""
+    e = env(*SMALL, *KINDS)
+    model, ground = e.engine.model, e.state.ground
+    assert ground_height(mujoco.MjModel.from_xml_string("<mujoco/>"), np.ones((2, 3, 2))).tolist() == [[0.0] * 3] * 2
+    xy = ground.origins[..., :2].reshape(-1, 2).numpy() + 0.02
+    torch.testing.assert_close(
+        torch.tensor(ground_height(model, xy)), ground.height(torch.tensor(xy)).double(), rtol=0.0, atol=0.05
+    )
+    qpos = np.tile(model.qpos0, (1, len(xy), 1))
+    qpos[0, :, :2] = xy
+    view = _view(model, {"lookat": [0.0, 0.0, 0.25]})
+    found = _lookats(model, qpos, None, {"lookat": [0.0, 0.0, 0.25]}, view)[0]
+    np.testing.assert_allclose(found[:, :2], xy, atol=1e-6)
+    np.testing.assert_allclose(found[:, 2], ground_height(model, xy) + 0.25, atol=1e-6)
+    assert np.ptp(found[:, 2]) > 0.5
+
+
 def test_robots_start_on_their_patches():
     e = env(*SMALL, *KINDS, "task.terrain.start_level=2")
     ground, s = e.state.ground, e.state
@@ -115,6 +136,15 @@ def test_robots_start_on_their_patches():
     assert not s.terminated.any() and (s.base_height > 0.15).all() and (s.base_height < 0.45).all()
     feet = s.above_ground(s.contact("feet").parts.pos_w)
     assert feet.min() > -0.02
+
+
+def turn(e, yaw):
+    """All robots' bases to a heading."""
+    qpos = e.state.read("qpos").clone()
+    qpos[:, 3:7] = torch.tensor([math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)])
+    e.engine.write("qpos", qpos, e.everywhere)
+    e.engine.forward()
+    e.state.refresh()
 
 
 def test_levels_rise_with_the_way_and_fall_without_it():
@@ -130,16 +160,21 @@ def test_levels_rise_with_the_way_and_fall_without_it():
     e.engine.forward()
     s.refresh()
     s.episode_step.fill_(500)
-    s.commands["velocity"] = torch.tensor([[0.5, 0.0, 0.0]] * 30)  # 5 m in 10 s
+    term = e.curricula[0]
+    for heading, forward, left in ((0.4, 6.0, 0.0), (-0.5, 0.0, -2.0)):  # 4.6 m from the start
+        turn(e, heading)
+        s.commands["velocity"] = torch.tensor([[forward, left, 1.0]] * 30) / s.step_dt
+        term.advance(s)
+    asked = [6 * math.cos(0.4) + 2 * math.sin(-0.5), 6 * math.sin(0.4) - 2 * math.cos(-0.5)]
+    torch.testing.assert_close(term.fn.asked, torch.tensor([asked] * 30))
     mask = torch.ones(30, dtype=torch.bool)
     mask[-5:] = False
-    term = e.curricula[0]
     term(s, mask)
     level = ground.level.view(6, 5)
     assert (level[:5, 0] == 2).all() and (level[:5, 1] == 0).all() and (level[:5, 3] == 1).all()
     assert (level[:5, 4] == 0).all() and (level[:5, 2] < 4).all() and len(set(level[:5, 2].tolist())) > 1
     assert level[5].tolist() == [1, 1, 3, 2, 0]
-    s.commands["velocity"] = torch.zeros(30, 3)  # told to stand: it has come all the way
+    term.reset(s, e.everywhere)  # told to stand, or in a circle: it has come all the way
     before = ground.level.clone()
     assert e.read_metrics()["curriculum/terrain_levels"] == pytest.approx(before.float().mean().item() / 3, abs=1e-6)
     term(s, torch.arange(30) % 5 == 4)
@@ -170,7 +205,7 @@ def test_the_edge_ends_an_episode_without_failure():
     e = env(*SMALL)
     s = e.state
     qpos = s.read("qpos").clone()
-    qpos[3, 0] = -s.ground.corner[0] - 0.5
+    qpos[3, 0], qpos[3, 2] = -s.ground.corner[0] - 0.5, 0.4
     e.engine.write("qpos", qpos, e.everywhere)
     e.engine.forward()
     s.refresh()
@@ -207,6 +242,44 @@ def test_mistakes_are_told(task, overrides, message):
 def test_no_kinds_are_a_plane():
     scene = sim.make_scene(*(compose(["task=go2_flat"])[k] for k in ("asset", "task")))
     assert scene.terrain is None and scene.model.geom("ground").type == mujoco.mjtGeom.mjGEOM_PLANE
+
+
+def test_way_is_what_was_come_of_what_was_asked():
+    e = env(*SMALL)
+    s, way = e.state, next(t for t in e.task.metric_terms if t.name == "way")
+    way.reset(s, e.everywhere)
+    assert (way(s) == 1.0).all()  # nothing was asked
+    turn(e, 0.5)
+    s.commands["velocity"] = torch.tensor([[4.0, 0.0, 0.0]] * 30) / s.step_dt
+    way.advance(s)
+    assert (way(s) < 0.05).all()
+    qpos = s.read("qpos").clone()
+    qpos[:15, 0] += 3.0
+    qpos[15:, 1] += 9.0
+    e.engine.write("qpos", qpos, e.everywhere)
+    e.engine.forward()
+    s.refresh()
+    torch.testing.assert_close(way(s), torch.tensor([0.75] * 15 + [1.0] * 15), rtol=0.0, atol=0.02)
+
+
+def test_an_evaluation_tells_kinds_and_levels_apart():
+    e = env(*SMALL, "task.terrain.levels=4")
+    e.curricula = []
+
+    def run():
+        e.reset()  # where robots stand
+        at = e.state.base_pos_w[:, :2]
+        nearest = torch.cdist(at, e.state.ground.origins[..., :2].reshape(-1, 2)).argmin(dim=1)
+        return {"x": nearest.float()}
+
+    found = by_patch(e, run)["x"]
+    kinds = e.state.ground.kinds
+    for kind, means in found.items():
+        columns = torch.tensor([c for c in e.state.ground.column.tolist() if kinds[c] == kind])
+        for level, mean in enumerate(means):
+            own = [len(kinds) * level + int(c) for c in columns]
+            assert mean is None or min(own) <= mean <= max(own)
+    assert sum(m is not None for means in found.values() for m in means) > len(found)
 
 
 def test_engine_warp_steps_terrains_as_mujoco_does():

@@ -127,6 +127,20 @@ def test_settings_that_change_what_is_measured():
     assert "entropy_low" in told(history("algo=sac", "algo.tune_alpha=false"), narrow)
 
 
+def staged(
+    i: int, noise: random.Random, *, collapses: bool = False, name: str = "curriculum/stage"
+) -> dict[str, float]:
+    """From iteration 70 on another stage, in which the return is much lower; or as low without one."""
+    row = good(i, noise)
+    return row | {"return": row["return"] - (5.0 if i >= 70 else 0.0), name: 0.5 if i >= 70 and not collapses else 0.0}
+
+
+def test_a_return_that_falls_as_the_task_becomes_harder_is_no_collapse():
+    assert told(history(), staged) == {}
+    assert told(history(), lambda i, noise: staged(i, noise, name="other")).keys() == {"policy_collapse"}
+    assert told(history(), lambda i, noise: staged(i, noise, collapses=True)).keys() == {"policy_collapse"}
+
+
 def test_one_outlier_is_no_trouble():
     """An iteration with a wild KL, value loss and return, now and then."""
     make = spoil(

@@ -1,4 +1,4 @@
-"""Learning algorithms. Each builds on an environment and offers iterate, act, state_dict and load_state_dict."""
+"""Learning algorithms, each on an environment: prepare, iterate, controller, state_dict and load_state_dict."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ def build(env: Any, cfg: DictConfig) -> Any:
     if env.device == "cpu":
         # Small networks gain nothing from a second thread, and threads that wait for each other lose much where
         # cores are shared with other programs.
-        small = max([*cfg.algo.hidden, *(cfg.algo.critic_hidden or [])], default=0) <= SMALL
+        memory = [cfg.algo.rnn_hidden] if cfg.algo.get("recurrent", "none") != "none" else []
+        small = max([*cfg.algo.hidden, *(cfg.algo.critic_hidden or []), *memory], default=0) <= SMALL
         torch.set_num_threads(1 if small else THREADS)
     return ALGORITHMS[cfg.algo.name](env, cfg.algo, cfg.seed)
 
@@ -66,4 +67,17 @@ def load(env: Any, cfg: DictConfig, run: Path, which: str) -> tuple[Any, dict[st
 
 def take_policy(algo: Any, state: dict[str, Any]) -> None:
     """Restore a checkpoint in order to act: without what only learning needs and takes room for."""
-    algo.load_state_dict(state["algo"] | {"buffer": None})
+    restore(algo, state["algo"] | {"buffer": None})
+
+
+def restore(algo: Any, state: dict[str, Any]) -> None:
+    """Take over a checkpoint's state of the algorithm. Raises: UserError where its networks are others."""
+    try:
+        algo.load_state_dict(state)
+    except RuntimeError as e:
+        if "loading state_dict" not in str(e):
+            raise
+        raise UserError(
+            "checkpoint: its networks are not those of this configuration; leave algo.hidden, algo.critic_hidden, "
+            "algo.recurrent, algo.rnn_hidden and the other settings of networks as the run has them"
+        ) from e

@@ -6,7 +6,7 @@
 
 constexpr int ROW = (ACTIONS + 3) / 4 * 4;     // reals of an action in a sample
 constexpr int SAMPLE = 4 + 2 * ROW;            // advantage, target, old value, log probability; action; its mean
-constexpr int SUMS = 4 + ACTIONS;              // what `loss` sums: losses, distance, clipped; gradient of log_std
+constexpr int SUMS = 5 + ACTIONS;              // what `loss` sums: losses, distance, clipped, mirror; log_std's gradient
 constexpr int PADDED = (ACTIONS + 7) / 8 * 8;  // reals of a row of mean_grad
 constexpr int ROUNDS = 8;                      // of the shuffle
 enum { FINITE, SCALE, RATE, ROOT };            // what `settle` tells `adam`
@@ -100,8 +100,10 @@ DEVICE unsigned mixed(unsigned x, unsigned y, unsigned z, unsigned w) {
 }
 
 // A permutation of 0 .. n - 1, a function of (seed, counter + epoch): a Feistel network over the next power of two, in
-// which a number outside the range is sent on until it is inside (Black and Rogaway 2002, "cycle walking").
-KERNEL shuffle(int thread, int* order, const Long* counter, int n, int bits, int epoch, int seed) {
+// which a number outside the range is sent on until it is inside (Black and Rogaway 2002, "cycle walking"). With half > 0
+// it is one of pairs, of a step's `worlds` samples and their mirror images, which follow them; every minibatch is `half`
+// samples and then their mirror images.
+KERNEL shuffle(int thread, int* order, const Long* counter, int n, int bits, int epoch, int seed, int worlds, int half) {
   if (thread >= n) return;
   unsigned low = bits / 2, low_mask = (1u << low) - 1, high_mask = (1u << (bits - low)) - 1, x = thread;
   Long key = *counter + epoch;
@@ -114,7 +116,13 @@ KERNEL shuffle(int thread, int* order, const Long* counter, int n, int bits, int
     }
     x = b << low | a;
   } while (x >= unsigned(n));
-  order[thread] = int(x);
+  if (!half) {
+    order[thread] = int(x);
+  } else if (thread < n / half * half) {  // the rest is in no minibatch
+    int sample = int(x) + int(x) / worlds * worlds, place = thread + thread / half * half;
+    order[place] = sample;
+    order[place + half] = sample + worlds;
+  }
 }
 
 // --- a minibatch -----------------------------------------------------------------------------------------------------
@@ -155,12 +163,16 @@ KERNEL descend(int thread, Real* grad, const Real* output, int rows, int width, 
   store(p, g);
 }
 
-// PPO's losses and their gradients by the networks' outputs, which lack their biases. `teams` rows of sums.
+// PPO's losses and their gradients by the networks' outputs, which lack their biases. `teams` rows of sums. They are of the
+// first `own` rows. With `paired` the second half are mirror images of the first, and there is a mirror loss: the image of
+// mean a is sign[a] times mean index[a].
 KERNEL loss(int thread, const float* sample, const int* order, const float* mean, const float* mean_bias,
-            const float* value, const float* value_bias, const float* log_std, Real* mean_grad, Real* value_grad,
-            float* sums, int rows, int threads, int mean_width, int value_width, int value_clip, float clip,
-            float value_coef) {
-  float total[SUMS], inv_std[ACTIONS], log_norm = 0.0f, share = 1.0f / rows;
+            const float* value, const float* value_bias, const float* log_std, const int* index, const float* sign,
+            Real* mean_grad, Real* value_grad, float* sums, int rows, int threads, int mean_width, int value_width,
+            int value_clip, int own, int paired, float clip, float value_coef, float symmetry_coef) {
+  float total[SUMS], inv_std[ACTIONS], log_norm = 0.0f, share = 1.0f / own;
+  int half = rows / 2;
+  float pair_share = 1.0f / (half > 0 ? half * ACTIONS : 1);
   for (int k = 0; k < SUMS; ++k) total[k] = 0.0f;
 #pragma unroll
   for (int a = 0; a < ACTIONS; ++a) {
@@ -196,9 +208,14 @@ KERNEL loss(int thread, const float* sample, const int* order, const float* mean
     float inside = ratio < 1.0f - clip ? 1.0f - clip : ratio > 1.0f + clip ? 1.0f + clip : ratio;
     float plain = ratio * advantage, clipped = inside * advantage;
     float grad = plain <= clipped ? -plain * share : 0.0f;
-    total[0] -= plain <= clipped ? plain : clipped;
-    total[2] += distance;
-    total[3] += fabsf(ratio - 1.0f) > clip ? 1.0f : 0.0f;
+    bool counts = i < own;
+    if (counts) {
+      total[0] -= plain <= clipped ? plain : clipped;
+      total[2] += distance;
+      total[3] += fabsf(ratio - 1.0f) > clip ? 1.0f : 0.0f;
+    }
+    bool image = paired && i >= half;
+    const float *now = mean + Long(i) * mean_width, *partner = mean + Long(i - half) * mean_width;
     Real* out = mean_grad + Long(i) * mean_width;
 #pragma unroll
     for (int a = 0; a < PADDED; a += PACK) {
@@ -207,8 +224,16 @@ KERNEL loss(int thread, const float* sample, const int* order, const float* mean
       for (int k = 0; k < PACK; ++k) {
         g.x[k] = 0.0f;
         if (a + k < ACTIONS) {
-          g.x[k] = grad * z[a + k] * inv_std[a + k];
-          total[4 + (a + k < ACTIONS ? a + k : 0)] += grad * (z[a + k] * z[a + k] - 1.0f);
+          if (counts) {
+            g.x[k] = grad * z[a + k] * inv_std[a + k];
+            total[5 + (a + k < ACTIONS ? a + k : 0)] += grad * (z[a + k] * z[a + k] - 1.0f);
+          }
+          if (image) {
+            int from = index[a + k];
+            float apart = now[a + k] + mean_bias[a + k] - sign[a + k] * (partner[from] + mean_bias[from]);
+            g.x[k] += 2.0f * symmetry_coef * pair_share * apart;
+            total[4] += apart * apart * pair_share;
+          }
         }
       }
       store(out + a, g);
@@ -224,8 +249,8 @@ KERNEL loss(int thread, const float* sample, const int* order, const float* mean
         squared = squared2;
       }
     }
-    total[1] += squared;
-    value_grad[Long(i) * value_width] = to_real(2.0f * value_coef * share * error);
+    if (counts) total[1] += squared;
+    value_grad[Long(i) * value_width] = to_real(counts ? 2.0f * value_coef * share * error : 0.0f);
   }
   team_sums(total, sums + Long(TEAM) * SUMS);
 }
@@ -252,7 +277,8 @@ KERNEL reduce(int thread, const float* parts, const int* source, const int* laye
 
 // By one team: what the minibatch's step is. log_std's gradient; the gradient's norm; whether the step is taken; the
 // learning rate, which follows the KL divergence if desired_kl > 0; Adam's step number. totals: the sums of
-// (losses, entropy, KL, clip fraction, gradient norm) over steps taken, and the number of those skipped.
+// (losses, entropy, KL, clip fraction, gradient norm) over steps taken, the number of those skipped, the mirror losses.
+// rows: of PPO's own losses.
 KERNEL settle(int thread, const float* sums, const float* squares, const float* log_std, const float* log_std0,
               float* log_std_grad, float* lr, float* step, float* control, float* totals, int teams, int squared,
               int rows, float value_coef, float entropy_coef, float max_norm, float desired_kl, float lr_min,
@@ -279,7 +305,7 @@ KERNEL settle(int thread, const float* sums, const float* squares, const float* 
   float share = 1.0f / rows, entropy = 0.0f, kl = 0.0f, own = 0.0f;
   if (LANE < WARP) {
     for (int a = LANE; a < ACTIONS; a += WARP) {
-      float now = log_std[a], change = now - log_std0[a], grad = sum[4 + a] - entropy_coef;
+      float now = log_std[a], change = now - log_std0[a], grad = sum[5 + a] - entropy_coef;
       entropy += now + 1.4189385332046727f;
       kl += change + 0.5f * expf(-2.0f * change) - 0.5f;
       log_std_grad[a] = grad;
@@ -310,6 +336,7 @@ KERNEL settle(int thread, const float* sums, const float* squares, const float* 
   control[ROOT] = 1.0f / sqrtf(-exp_minus_1(*step * -0.00100050033f));  // 1 - 0.999^step
   const float row[6] = {policy, value, entropy, kl, share * sum[3], norm};
   for (int k = 0; k < 6; ++k) totals[k] += row[k];
+  totals[7] += sum[4];
 }
 
 // Adam's step (Kingma and Ba 2015, algorithm 1) on n parameters, bounds for log_std, which are the `actions` ones from

@@ -18,6 +18,7 @@ from torch import Tensor
 from isaacrl.algos import device_kernels
 from isaacrl.algos.device_networks import FusedNetworks, Networks, padded
 from isaacrl.algos.networks import Adam, FlatParameters, Normalizer, matmul_precision
+from isaacrl.algos.symmetry import rows as rows_of
 from isaacrl.sim.streams import Launcher
 
 METRICS = ("loss/policy", "loss/value", "entropy", "kl", "clip_fraction", "grad_norm", "skipped_updates")
@@ -41,6 +42,7 @@ class DeviceUpdate:
         optimizer: Adam,
         lr: Tensor,
         cfg: Any,
+        symmetry: Any = None,
         *,
         seed: int,
         samples: int,
@@ -50,7 +52,10 @@ class DeviceUpdate:
     ):
         self.policy, self.critic, self.params, self.lr, self.cfg = policy, critic, params, lr, cfg
         self.seed, self.samples, self.shared, self.device = seed, samples, shared, device
-        self.rows = samples // cfg.minibatches  # B
+        self.symmetry, self.paired = symmetry, symmetry is not None and symmetry.paired
+        self.rows = rows_of(symmetry, samples, cfg.minibatches)  # B
+        # B, or half of it where the mirror images are there for the mirror loss alone.
+        self.own_rows = self.rows if symmetry is None or symmetry.augments else self.rows // 2
         self.shuffles = torch.zeros((), dtype=torch.int64, device=device)  # epochs so far
         self.state = optimizer.state
         self._launcher = Launcher(device, use_graph=False)
@@ -99,8 +104,11 @@ class DeviceUpdate:
             min(most, -(-n // device_kernels.BLOCK)) if gpu else 3
             for most, n in ((LOSS_TEAMS, self.rows), (REDUCE_TEAMS, self.params.value.numel()))
         )
-        self.sums, self.squares = buffer(self.loss_teams, 4 + actions), buffer(self.reduce_teams)
-        self.control, self.totals, self.metrics = buffer(4), buffer(7), buffer(len(METRICS))
+        self.sums, self.squares = buffer(self.loss_teams, 5 + actions), buffer(self.reduce_teams)
+        self.control, self.totals, self.metrics = buffer(4), buffer(8), buffer(len(METRICS) + 1)
+        if self.paired:
+            columns = self.symmetry.maps["mean"]
+            self.image = columns.index.int(), columns.sign
         self.pack, self.team = 16 // dtype.itemsize, device_kernels.BLOCK if gpu else 1
         self._kernels = device_kernels.build(actions, cfg.activation, dtype == torch.bfloat16)
         self._kernels.load(device)
@@ -210,7 +218,10 @@ class DeviceUpdate:
             self.metrics[6] = self.totals[6]
             self.metrics[7] = self.lr
             self.metrics[8] = self.policy.log_std.exp().mean()
-        return dict(zip(METRICS, self.metrics.unbind())), self.returns.view(reward.shape)
+            if self.paired:
+                torch.div(self.totals[7], steps, out=self.metrics[10])
+        names = (*METRICS, "loss/symmetry") if self.paired else METRICS
+        return dict(zip(names, self.metrics.unbind())), self.returns.view(reward.shape)
 
     def _estimate(self, reward: Tensor, value: Tensor, following: Tensor, *ends: Tensor) -> None:
         """Advantages and returns, not yet normalized; ends: terminated, truncated."""
@@ -246,9 +257,12 @@ class DeviceUpdate:
         self._launch("adam", sizes[0], *tensors, self.weights, self.biases, *sizes, *bounds)
 
     def shuffle(self, epoch: int) -> None:
-        """The order of samples of this update's epoch number `epoch`."""
-        n = self.samples
-        self._launch("shuffle", n, self.order, self.shuffles, n, (n - 1).bit_length(), epoch, self.seed)
+        """The order of samples of this update's epoch number `epoch`; for pairs see `symmetry.order`."""
+        n, pairs = self.samples, (0, 0)
+        if self.paired:
+            n //= 2
+            pairs = n // self.cfg.num_steps, self.rows // 2
+        self._launch("shuffle", n, self.order, self.shuffles, n, (n - 1).bit_length(), epoch, self.seed, *pairs)
 
     def minibatch(self, order: Tensor) -> None:
         """One gradient step on the samples [B] int32."""
@@ -273,11 +287,12 @@ class DeviceUpdate:
         last, other = actor.layers[-1], judge.layers[-1]
         outputs = actor.output[0], last.bias[0], judge.output[g], other.bias[g]
         grads, widths = (last.grad[0], other.grad[g], self.sums), (last.out, other.out)
-        options = int(cfg.value_clip), cfg.clip, cfg.value_coef
+        image = self.image if self.paired else (None, None)
+        options = int(cfg.value_clip), self.own_rows, int(self.paired), cfg.clip, cfg.value_coef, cfg.symmetry_coef
         self._launch(
             "loss",
             threads,
-            *(self.sample, order, *outputs, self.policy.log_std, *grads),
+            *(self.sample, order, *outputs, self.policy.log_std, *image, *grads),
             *(len(order), threads, *widths, *options),
         )
 
@@ -290,6 +305,6 @@ class DeviceUpdate:
         tensors = self.sums, self.squares, log_std, self.log_std0, log_std.grad, self.lr, self.state["step"]
         kl = cfg.desired_kl if cfg.schedule == "adaptive" else 0.0
         options = cfg.value_coef, cfg.entropy_coef, cfg.max_grad_norm, kl, cfg.lr_min, cfg.lr_max
-        sizes = self.loss_teams, self.reduce_teams, self.rows
+        sizes = self.loss_teams, self.reduce_teams, self.own_rows
         self._launch("settle", self.team, *tensors, self.control, self.totals, *sizes, *options)
         self._adam(self.control)

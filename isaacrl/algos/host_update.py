@@ -61,11 +61,12 @@ class Network:
 class Gradient:
     """The gradient of PPO's loss, written to the parameters' own; one call a minibatch."""
 
-    def __init__(self, policy: nn.Module, critic: nn.Module, cfg: DictConfig):
+    def __init__(self, policy: nn.Module, critic: nn.Module, cfg: DictConfig, symmetry: Any = None):
         self.policy, self.critic = Network(policy.net, cfg.activation), Network(critic.net, cfg.activation)  # type: ignore[arg-type]
         self.log_std, self.log_std_grad = _array(policy.log_std), _array(policy.log_std.grad)  # type: ignore[arg-type]
         self.clip, self.value_clip = float(cfg.clip), bool(cfg.value_clip)
         self.value_coef, self.entropy_coef = float(cfg.value_coef), float(cfg.entropy_coef)
+        self.symmetry, self.symmetry_coef = symmetry, float(cfg.symmetry_coef)
 
     @np.errstate(all="ignore")  # the caller looks for what is not finite
     def __call__(
@@ -80,10 +81,15 @@ class Gradient:
         old_value: Array,
         log_prob0: Array,
     ) -> tuple[float, ...]:
-        """(policy loss, value loss, entropy, KL, clip fraction); arguments as of `PPO._minibatch`, as arrays."""
-        n, log_std, clip = np.float32(len(obs)), self.log_std, np.float32(self.clip)
+        """(policy loss, value loss, entropy, KL, clip fraction, mirror loss), from a minibatch's columns as arrays."""
+        if self.symmetry is not None and not self.symmetry.augments:  # as in symmetry.batch
+            half = len(obs) // 2
+            critic_obs, action, mean0, advantage, target, old_value, log_prob0 = (
+                x[:half] for x in (critic_obs, action, mean0, advantage, target, old_value, log_prob0)
+            )
+        n, log_std, clip = np.float32(len(action)), self.log_std, np.float32(self.clip)
         policy, critic = self.policy.forward(obs), self.critic.forward(critic_obs)
-        mean, value = policy[-1], critic[-1][:, 0]
+        mean, value = policy[-1][: len(action)], critic[-1][:, 0]
 
         # The policy: d loss / d log prob is -ratio * advantage / N where the clipped surrogate is not the lower one.
         inv_std = np.exp(-log_std)
@@ -93,7 +99,8 @@ class Gradient:
         ratio = np.exp(np.float32(-0.5) * np.add.reduce(z2, axis=1) - constant - log_prob0)
         plain, clipped = ratio * advantage, np.minimum(np.maximum(ratio, 1 - clip), 1 + clip) * advantage
         grad = (np.where(plain <= clipped, plain, np.float32(0.0)) / -n)[:, None]
-        self.policy.backward(policy, grad * z * inv_std)
+        mean_grad, asymmetry = self._with_mirror_loss(grad * z * inv_std, policy[-1])
+        self.policy.backward(policy, mean_grad)
         np.add.reduce(grad * (z2 - np.float32(1.0)), axis=0, out=self.log_std_grad)
         self.log_std_grad -= np.float32(self.entropy_coef)
 
@@ -116,7 +123,18 @@ class Gradient:
         fraction = np.count_nonzero(np.abs(ratio - np.float32(1.0)) > clip) / n
         entropy = log_std.sum() + 0.5 * len(log_std) * (1.0 + LOG_2PI)
         losses = -np.minimum(plain, clipped).sum() / n, squared.sum() / n
-        return tuple(float(x) for x in (*losses, entropy, kl, fraction))
+        return tuple(float(x) for x in (*losses, entropy, kl, fraction, asymmetry))
+
+    def _with_mirror_loss(self, grad: Array, mean: Array) -> tuple[Array, Any]:
+        """The gradient by all rows of mean, of which grad is the first ones', and the mirror loss (`symmetry.loss`)."""
+        if self.symmetry is None or not self.symmetry.paired:
+            return grad, 0.0
+        columns, half = self.symmetry.maps["mean"], len(mean) // 2
+        apart = mean[half:] - mean[:half, columns.index.numpy()] * columns.sign.numpy()
+        out = np.zeros_like(mean)
+        out[: len(grad)] = grad
+        out[half:] += np.float32(2.0 * self.symmetry_coef / apart.size) * apart
+        return out, np.vdot(apart, apart) / apart.size
 
 
 def adam_step(value: Array, grad: Array, mean: Array, mean_sq: Array, step: int, lr: float) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import math
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -129,12 +130,20 @@ class OffPolicy:
         if self.env.fused:
             self.prepare(timer)
         self.totals.zero_()
+        self._schedule()
         learning, before = self.steps >= self.cfg.warmup, self.updates
         for t in range(self.cfg.num_steps):
             count = math.floor((t + 1) * self.per_step) - math.floor(t * self.per_step) if learning else 0
             self._step(count, timer)
         self.steps += self.cfg.num_steps
         return self._metrics(self.updates - before)
+
+    def _schedule(self) -> None:
+        """Where there is a last learning rate, half a cosine leads to it over the run's updates."""
+        if self.cfg.lr_end is not None:
+            share = min(1.0, self.updates / (self.cfg.iterations * self.cfg.num_steps * self.per_step))
+            weight = 0.5 + 0.5 * math.cos(math.pi * share)
+            self.lr.fill_(self.cfg.lr_end + (self.cfg.lr - self.cfg.lr_end) * weight)
 
     def _step(self, count: int, timer: Timer) -> None:
         """A step of all worlds and so many updates."""
@@ -308,6 +317,10 @@ class OffPolicy:
     def act(self, obs: Tensor) -> Tensor:
         """The deterministic action [N, A] of the policy group's observation."""
         return self.deployed(obs)
+
+    def controller(self, env: Any) -> Callable[[Tensor], Tensor]:
+        """Observation [E, D] -> deterministic action [E, A], in every step of an environment from its reset on."""
+        return self.act
 
     def _modules(self) -> dict[str, nn.Module]:
         """All that has a state, by name."""

@@ -1,11 +1,13 @@
 """Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347), readable top to bottom.
 
-Shapes: T steps of a rollout, E worlds, N = T * E samples, D observation, A action.
+Shapes: T steps of a rollout, E worlds, N = T * E samples, D observation, A action. Its mathematics is in `losses.py`.
 """
 
+import contextlib
 import copy
 import math
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,62 +16,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from isaacrl.algos import host_update, symmetry
-from isaacrl.algos.networks import Adam, Critic, FlatParameters, Normalizer, Policy
+from isaacrl.algos.losses import gae, gaussian_entropy, gaussian_kl, gaussian_log_prob, policy_loss, value_loss
+from isaacrl.algos.networks import Adam, Critic, FlatParameters, Normalizer, Policy, matmul_precision
+from isaacrl.algos.recurrent import Controller, Memory, RecurrentCritic, RecurrentPolicy
 from isaacrl.fuse import trace
 from isaacrl.timer import Timer
-
-LOG_2PI = math.log(2.0 * math.pi)
-
-# --- the mathematics, as pure functions ------------------------------------------------------------------------------
-
-
-def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """log N(action; mean, std^2), summed over the last axis."""
-    z = (action - mean) * torch.exp(-log_std)
-    return -0.5 * (z.square() + LOG_2PI).sum(dim=-1) - log_std.sum(dim=-1)
-
-
-def gaussian_entropy(log_std: Tensor) -> Tensor:
-    """Entropy of a diagonal Gaussian."""
-    return (log_std + 0.5 * (1.0 + LOG_2PI)).sum(dim=-1)
-
-
-def gaussian_kl(mean0: Tensor, log_std0: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """KL(N0 || N), summed over the last axis."""
-    var_ratio = torch.exp(2.0 * (log_std0 - log_std))
-    distance = ((mean0 - mean) * torch.exp(-log_std)).square()
-    return (log_std - log_std0 + 0.5 * (var_ratio + distance - 1.0)).sum(dim=-1)
-
-
-def gae(
-    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, *, gamma: float, lam: float
-) -> Tensor:
-    """Advantages [T, E] (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
-
-    next_value[t] is V of the observation that step t led to: the true final one where the episode ended.
-    """
-    delta = reward + gamma * next_value * ~terminated - value
-    advantage, carry = torch.empty_like(reward), torch.zeros_like(reward[0])
-    for t in reversed(range(len(reward))):
-        advantage[t] = carry = delta[t] + gamma * lam * carry * ~done[t]
-    return advantage
-
-
-def policy_loss(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """The clipped surrogate objective, negated (eq. 7)."""
-    return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage).mean()
-
-
-def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float | None) -> Tensor:
-    """Mean squared error; with clip, the larger of it and that of the clipped value."""
-    error = (value - target).square()
-    if clip is not None:
-        clipped = old_value + (value - old_value).clamp(-clip, clip)
-        error = torch.maximum(error, (clipped - target).square())
-    return error.mean()
-
-
-# --- the agent -------------------------------------------------------------------------------------------------------
 
 
 class PPO:
@@ -81,32 +32,34 @@ class PPO:
         num_obs = env.obs["policy"].shape[1]
         self.critic_group = "critic" if "critic" in env.obs else "policy"
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        recurrent = cfg.recurrent == "gru"
+        policy, critic = (RecurrentPolicy, RecurrentCritic) if recurrent else (Policy, Critic)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = Policy(num_obs, env.task.num_actions, cfg).to(self.device)
-            self.critic = Critic(env.obs[self.critic_group].shape[1], cfg).to(self.device)
+            self.policy: Any = policy(num_obs, env.task.num_actions, cfg).to(self.device)
+            self.critic: Any = critic(env.obs[self.critic_group].shape[1], cfg).to(self.device)
+        self.memory = Memory(env.num_envs, cfg.rnn_hidden, self.device) if recurrent else None
         self.deployed = copy.deepcopy(self.policy) if cfg.average else self.policy  # what acts outside of training
         self.deployed.normalizer = self.policy.normalizer
         self.params = FlatParameters(self.policy, self.critic)
         self.lr = torch.tensor(float(cfg.lr), device=self.device)
         self.optimizer = Adam(self.params.value, self.lr)
-        self.symmetry = symmetry.build(env, self.critic_group) if cfg.symmetry == "augment" else None
+        self.symmetry = symmetry.build(env, self.critic_group, cfg.symmetry) if cfg.symmetry != "none" else None
         first = env.obs["policy"], env.obs[self.critic_group]
         self._update_normalizers(*(first if self.symmetry is None else self.symmetry.observations(*first)))
         self.samples = cfg.num_steps * env.num_envs * (1 if self.symmetry is None else 2)  # N
         rows = self.samples // cfg.minibatches
-        by_hand = self.device == "cpu" and host_update.is_small(rows, self.policy, self.critic)
-        self.gradient = host_update.Gradient(self.policy, self.critic, cfg) if by_hand else None
+        by_hand = self.device == "cpu" and not recurrent and host_update.is_small(rows, self.policy, self.critic)
+        self.gradient = host_update.Gradient(self.policy, self.critic, cfg, self.symmetry) if by_hand else None
         self.seed = seed
         self.on_device: Any = None
-        if self.device != "cpu":
+        if self.device != "cpu" and not recurrent:
             self._use_device_update()
         self.obs: Tensor | None = None  # the rollout's buffers are made when the first one starts
         self._program: Any = None  # a step of the rollout
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._metrics: dict[str, Tensor] = {}
-        self.capture_seconds = 0.0
-        self.updates_per_iteration = cfg.epochs * cfg.minibatches
+        self.capture_seconds, self.updates_per_iteration = 0.0, cfg.epochs * cfg.minibatches
 
     def _allocate(self) -> None:
         """Buffers of a rollout, [T, E, ...], once."""
@@ -134,9 +87,10 @@ class PPO:
         """A rollout and the updates from it; metrics as device scalars."""
         if not self.env.fused:
             self._allocate()
-            self._rollout(timer)
-            with timer("update"):
-                return self._update()
+            with self._precision():
+                self._rollout(timer)
+                with timer("update"):
+                    return self._update()
         self.prepare(timer)
         for graph in self._graphs:
             graph.replay()
@@ -150,19 +104,25 @@ class PPO:
         before = self.env.state_dict(), self.state_dict()
         self._allocate()
         enabled, timer.enabled = timer.enabled, False
-        self._rollout(timer)  # compiles
-        self._update()
-        timer.enabled = enabled
-        stream = torch.cuda.Stream(self.device)
-        for body in (self._rollout, self._timed_update):
-            graph = torch.cuda.CUDAGraph()
-            graph.register_generator_state(self.generator)
-            with timer.captured(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                body(timer)
-            self._graphs.append(graph)
+        with self._precision():
+            self._rollout(timer)  # compiles
+            self._update()
+            timer.enabled = enabled
+            stream = torch.cuda.Stream(self.device)
+            for body in (self._rollout, self._timed_update):
+                graph = torch.cuda.CUDAGraph()
+                graph.register_generator_state(self.generator)
+                with timer.captured(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    body(timer)
+                self._graphs.append(graph)
         self.env.load_state_dict(before[0])
         self.load_state_dict(before[1])
         self.capture_seconds = time.perf_counter() - began - (self.env.compile_seconds - compiled)
+
+    def _precision(self) -> contextlib.AbstractContextManager[None]:
+        """Of torch's matrix products on a GPU: those of a recurrent policy (the others' are `device_update.py`'s)."""
+        tf32 = self.memory is not None and self.device != "cpu" and self.cfg.precision != "float32"
+        return matmul_precision("high") if tf32 else contextlib.nullcontext()
 
     def _timed_update(self, timer: Timer) -> None:
         with timer("update"):
@@ -174,6 +134,8 @@ class PPO:
         self.noise.normal_(generator=self.generator)
         if self.on_device is not None:
             self.on_device.take_parameters()
+        if self.memory is not None:
+            self.memory.begin()
         if not env.fused:
             for t in range(steps):
                 self._collect(t)
@@ -203,11 +165,13 @@ class PPO:
         obs = env.obs["policy"]
         self.obs[t].copy_(obs)
         self.critic_obs[t].copy_(env.obs[self.critic_group])
-        if self.on_device is None:
-            mean = self.policy(obs)
-        else:
-            mean = self.mean_now
+        mean, memory = self.mean_now, self.memory
+        if memory is not None:
+            trace.call(lambda: memory.act(self.policy, obs, mean))
+        elif self.on_device is not None:
             trace.call(lambda: self.on_device.act(obs, mean))
+        else:
+            mean = self.policy(obs)
         self.mean[t].copy_(mean)
         action = mean + self.noise[t] * self.policy.log_std.exp()
         self.actions[t].copy_(action)
@@ -215,6 +179,8 @@ class PPO:
         self.reward[t].copy_(reward)
         self.terminated[t].copy_(terminated)
         self.truncated[t].copy_(truncated)
+        if memory is not None:
+            memory.reset(terminated | truncated)
         final = info["final_obs"][self.critic_group]
         if self.final_obs.ndim == 2:
             self.final_obs.copy_(torch.where(truncated[:, None], final, self.final_obs))
@@ -224,6 +190,9 @@ class PPO:
 
     def _values(self) -> tuple[Tensor, Tensor]:
         """V of each observation and of the one that each step led to, in reward units, both [T, E]."""
+        if self.memory is not None:
+            seen = self.critic_obs, self.env.obs[self.critic_group], self.final_obs
+            return self.memory.values(self.critic, *seen, self.truncated, self.terminated | self.truncated)
         critic = self.critic if self.on_device is None else self.on_device.values
         value = self.critic.restore(critic(self.critic_obs))
         last = self.critic.restore(critic(self.env.obs[self.critic_group]))
@@ -241,7 +210,7 @@ class PPO:
         """From now on `_update` is that of `device_update.py`, on whatever device."""
         from isaacrl.algos.device_update import DeviceUpdate  # imports Warp
 
-        parts = self.policy, self.critic, self.params, self.optimizer, self.lr, self.cfg
+        parts = self.policy, self.critic, self.params, self.optimizer, self.lr, self.cfg, self.symmetry
         shared = self.critic_group == "policy"
         self.on_device = DeviceUpdate(*parts, seed=self.seed, samples=self.samples, shared=shared, device=self.device)
 
@@ -288,23 +257,29 @@ class PPO:
             log_std0 = self.policy.log_std.detach().clone()
             obs = self._normalized(self.policy.normalizer, rollout["obs"])
             critic_obs = self._normalized(self.critic.normalizer, rollout["critic_obs"])
-            log_prob0 = gaussian_log_prob(rollout["action"], rollout["mean"], log_std0).flatten()
+            log_prob0 = gaussian_log_prob(rollout["action"], rollout["mean"], log_std0)
             mean0 = rollout.get("mean0", rollout["mean"])
-            columns = [x.flatten(0, 1) for x in (obs, critic_obs, rollout["action"], mean0)]
-            columns += [advantage.flatten(), target.flatten(), old_value.flatten(), log_prob0]
+            columns = [obs, critic_obs, rollout["action"], mean0, advantage, target, old_value, log_prob0]
+            if self.memory is None:  # samples by themselves, [N, ...]
+                columns = [x.flatten(0, 1) for x in columns]
+            else:  # whole sequences, [T, E, ...]
+                columns += [done, self.memory.policy_start[None], self.memory.critic_start[None]]
 
-        N = len(log_prob0)
-        size = N // cfg.minibatches
-        totals = torch.zeros(7, device=self.device)
+        axis = 0 if self.memory is None else 1
+        n = columns[0].shape[axis]
+        size = symmetry.rows(self.symmetry, n, cfg.minibatches)
+        totals = torch.zeros(8, device=self.device)
         for _ in range(cfg.epochs):
-            order = torch.randperm(N, generator=self.generator, device=self.device)
+            order = self._order(n, size)
             if self.gradient is not None:
                 totals += self._host_epoch(self.gradient, log_std0, [x.index_select(0, order) for x in columns], size)
                 continue
             for i in range(cfg.minibatches):
                 rows = order[i * size : (i + 1) * size]
-                totals += self._minibatch(log_std0, *(x.index_select(0, rows) for x in columns))
+                totals += self._minibatch(log_std0, *symmetry.batch(self.symmetry, columns, rows, axis))
         with torch.no_grad():
+            if self.memory is not None:
+                self.memory.end()
             self._update_normalizers(rollout["obs"], rollout["critic_obs"])
             self._update_returns(returns)
             self._average()
@@ -315,7 +290,22 @@ class PPO:
             "lr": self.lr.clone(),
             "std": self.policy.log_std.exp().mean().detach(),
             "explained_variance": explained,
+            **symmetry.metrics(self.symmetry, means[7]),
         }
+
+    def _order(self, n: int, size: int) -> Tensor:
+        """A random order of n samples, or of n worlds' sequences, for minibatches of that size."""
+        if self.memory is None:
+            return symmetry.order(self.symmetry, n, self.env.num_envs, size, self.generator)
+        return torch.rand(n, generator=self.generator, device=self.device).argsort()  # part of a CUDA graph
+
+    def _outputs(self, obs: Tensor, critic_obs: Tensor, *memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean actions and values of a minibatch, both normalized. memory: ends of episodes, hidden states at first."""
+        if not memory:
+            return self.policy.net(obs), self.critic.net(critic_obs)[..., 0]
+        done, policy_start, critic_start = memory
+        mean = self.policy.over(obs, done, policy_start[0])
+        return mean, self.critic.over(critic_obs, done, critic_start[0])[..., 0]
 
     def _minibatch(
         self,
@@ -328,28 +318,31 @@ class PPO:
         target: Tensor,
         old_value: Tensor,
         log_prob0: Tensor,
+        *memory: Tensor,
     ) -> Tensor:
-        """One gradient step; (losses, entropy, KL, clip fraction, gradient norm, skipped) as a vector."""
-        cfg = self.cfg
-        mean, log_std = self.policy.net(obs), self.policy.log_std
+        """One gradient step; (losses, entropy, KL, clip fraction, gradient norm, skipped, mirror loss) [8]."""
+        cfg, log_std = self.cfg, self.policy.log_std
+        mean, value = self._outputs(obs, critic_obs, *memory)
+        mean, asymmetry = mean[: len(action)], symmetry.loss(self.symmetry, mean)
         ratio = torch.exp(gaussian_log_prob(action, mean, log_std) - log_prob0)
         loss_policy = policy_loss(ratio, advantage, cfg.clip)
-        value = self.critic.net(critic_obs)[:, 0]
         loss_value = value_loss(value, old_value, target, cfg.clip if cfg.value_clip else None)
         entropy = gaussian_entropy(log_std)
         loss = loss_policy + cfg.value_coef * loss_value - cfg.entropy_coef * entropy
-        self.params.grad.zero_()
-        loss.backward()
+        loss = loss + cfg.symmetry_coef * asymmetry
+        with torch.autograd.set_multithreading_enabled(False):  # in this thread, which may capture
+            grads = torch.autograd.grad(loss, self.params.parts)
         with torch.no_grad():
+            torch.cat([g.reshape(-1) for g in grads], out=self.params.grad)
             kl = gaussian_kl(mean0, log_std0, mean, log_std).mean()
             norm = torch.linalg.vector_norm(self.params.grad)
             finite = torch.isfinite(norm) & torch.isfinite(loss)
             self.params.grad.mul_((cfg.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
             self._optimizer_step(finite, kl)
             clipped = ((ratio - 1.0).abs() > cfg.clip).float().mean()
-            row = torch.stack((loss_policy, loss_value, entropy, kl, clipped, norm))
-            skipped = (~finite).float()
-            return torch.cat((torch.where(finite, row, 0.0), skipped[None]))
+            row = torch.stack((loss_policy, loss_value, entropy, kl, clipped, norm, asymmetry))
+            row = torch.where(finite, row, 0.0)
+            return torch.cat((row[:6], (~finite).float()[None], row[6:]))
 
     @torch.no_grad()
     def _host_epoch(self, gradient: host_update.Gradient, log_std0: Tensor, columns: list[Tensor], size: int) -> Tensor:
@@ -359,7 +352,7 @@ class PPO:
         value, grad = self.params.value.detach().numpy(), self.params.grad.numpy()
         moments = state["exp_avg"].numpy(), state["exp_avg_sq"].numpy()
         log_std, low, high = self.policy.log_std.detach().numpy(), math.log(cfg.min_std), math.log(cfg.max_std)
-        lr, steps, totals = float(self.lr), int(state["step"]), [0.0] * 7
+        lr, steps, totals = float(self.lr), int(state["step"]), [0.0] * 8
         for i in range(cfg.minibatches):
             row = gradient(old, *(x[i * size : (i + 1) * size] for x in arrays))
             norm = host_update.clip_norm(grad, cfg.max_grad_norm)
@@ -372,7 +365,7 @@ class PPO:
                 lr = min(max(lr * factor, cfg.lr_min), cfg.lr_max)
             host_update.adam_step(value, grad, *moments, steps, lr)
             log_std.clip(low, high, out=log_std)
-            totals = [a + b for a, b in zip(totals, (*row, norm, 0.0))]
+            totals = [a + b for a, b in zip(totals, (*row[:5], norm, 0.0, row[5]))]
         self.lr.fill_(lr)
         state["step"].fill_(float(steps))
         return torch.tensor(totals)
@@ -415,8 +408,12 @@ class PPO:
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
-        """The deterministic action [N, A] of the policy group's observation."""
+        """The deterministic action [N, A] of the policy group's observation; a recurrent policy has a `controller`."""
         return self.deployed(obs)
+
+    def controller(self, env: Any) -> Callable[[Tensor], Tensor]:
+        """Observation [E, D] -> deterministic action [E, A], in every step of an environment from its reset on."""
+        return self.act if self.memory is None else Controller(self.deployed, env)
 
     def _average(self) -> None:
         """Let the deployed policy follow (Polyak and Juditsky 1992): one iterate may stumble."""
@@ -431,6 +428,7 @@ class PPO:
             "lr": self.lr.clone(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
+            "memory": {} if self.memory is None else self.memory.state_dict(),
             "shuffles": self.on_device.shuffles.clone() if self.on_device else torch.zeros((), dtype=torch.int64),
         }
 
@@ -440,6 +438,8 @@ class PPO:
         if self.deployed is not self.policy:
             self.deployed.load_state_dict(state.get("deployed", state["policy"]))
         self.critic.load_state_dict(state["critic"])
+        if self.memory is not None:
+            self.memory.load_state_dict(state.get("memory", {}))
         self.lr.copy_(state["lr"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.on_device is not None:

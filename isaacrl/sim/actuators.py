@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from isaacrl.errors import UserError
-from isaacrl.sim.engine import PD, Actuation
+from isaacrl.sim.actuator_files import read_net
+from isaacrl.sim.actuator_net import ActuatorNet, Evaluator
+from isaacrl.sim.engine import DIRECT, NETWORK, PD, Actuation
 from isaacrl.sim.names import match
 from isaacrl.suggest import did_you_mean
 
@@ -17,11 +19,13 @@ _J = mujoco.mjtJoint
 
 # Keys that each law takes besides `joints` and `law`; `delay` is in physics steps.
 COMMON = {"effort_limit", "armature", "delay"}
+NETWORK_KEYS = ("file", "lags", "input_order", "pos_scale", "vel_scale", "torque_scale")
 LAWS = {
     "effort": COMMON,
     "position": COMMON | {"kp", "kd"},
     "velocity": COMMON | {"kd"},
     "pd": COMMON | {"kp", "kd", "saturation_effort", "velocity_limit"},
+    "network": COMMON | {"saturation_effort", "velocity_limit", *NETWORK_KEYS},
 }
 
 
@@ -29,7 +33,7 @@ def add_actuators(spec: mujoco.MjSpec, groups: Mapping[str, Mapping[str, Any]]) 
     """Add one actuator a joint, in the model's joint order, named as the joint; the settings by joint name.
 
     effort: a motor. position: MuJoCo's position servo, kp (target - q) - kd qd, implicit in the integrator. velocity:
-    kd (target - qd), implicit too. pd: a motor whose torque `Law` computes at every physics step.
+    kd (target - qd), implicit too. pd and network: a motor whose torque `Law` computes at every physics step.
     Any group at all replaces the actuators that the model brings.
 
     Raises: UserError for unknown laws, keys, joints, or a joint in two groups.
@@ -84,13 +88,15 @@ def _checked(key: str, node: Mapping[str, Any]) -> dict[str, Any]:
                 f"{key}.{k}: law '{law}' does not take it{did_you_mean(k, LAWS[law])}; "
                 f"it takes {', '.join(sorted(LAWS[law]))}"
             )
-    needed = {"position": {"kp"}, "pd": {"kp"}, "velocity": {"kd"}}.get(law, set())
+    needed = {"position": {"kp"}, "pd": {"kp"}, "velocity": {"kd"}, "network": {"file"}}.get(law, set())
     if "saturation_effort" in node or "velocity_limit" in node:
         needed = needed | {"saturation_effort", "velocity_limit"}  # one line through both
     if missing := sorted(needed - set(node)):
         raise UserError(f"{key}.{missing[0]}: law '{law}' needs it")
     settings: dict[str, Any] = {"law": law}
-    for k in sorted(set(node) - {"joints", "law"}):
+    if law == "network":
+        settings["net"] = read_net(key, node)
+    for k in sorted(set(node) - {"joints", "law", *NETWORK_KEYS}):
         try:
             settings[k] = float(node[k])
         except (TypeError, ValueError):
@@ -134,9 +140,13 @@ def actuation_of(model: mujoco.MjModel, chosen: Mapping[str, Mapping[str, Any]])
             continue
         law.delay[i] = int(node.get("delay", 0))
         law.effort_limit[i] = node.get("effort_limit", np.inf)
-        if node["law"] == "pd":
+        if node["law"] in ("pd", "network"):
             joint = model.actuator_trnid[i, 0]
-            law.law[i], law.kp[i], law.kd[i] = PD, node["kp"], node.get("kd", 0.0)
+            law.law[i], law.kp[i], law.kd[i] = PD, node.get("kp", 0.0), node.get("kd", 0.0)
+            if node["law"] == "network":
+                net: ActuatorNet = node["net"]
+                law.nets += () if net in law.nets else (net,)
+                law.law[i], law.net[i] = NETWORK, law.nets.index(net)
             law.saturation_effort[i] = node.get("saturation_effort", np.inf)
             law.velocity_limit[i] = node.get("velocity_limit", np.inf)
             law.qpos_adr[i], law.qvel_adr[i] = model.jnt_qposadr[joint], model.jnt_dofadr[joint]
@@ -147,7 +157,8 @@ def actuation_of(model: mujoco.MjModel, chosen: Mapping[str, Mapping[str, Any]])
 class Law:
     """The actuation law on a device: `control` once a physics step. E worlds, nu actuators.
 
-    `line` [depth, E, nu] holds the targets of the last physics steps, newest first, where any actuator has a delay.
+    `line` [depth, E, nu] holds the targets of the last physics steps, newest first, where any actuator has a delay;
+    `net` [E, nu, M] the memories of networks (`ActuatorNet`), where any actuator has one.
     values: live fields [E, nu] of `isaacrl.sim.drives`, which take the place of the actuation's own numbers.
     """
 
@@ -169,8 +180,14 @@ class Law:
         # The line tau = stall (+-1 - qd / no-load speed); no line where either is unlimited.
         lined = np.isfinite(a.saturation_effort) & np.isfinite(a.velocity_limit)
         self.slope = tensor(np.where(lined, a.saturation_effort / np.where(lined, a.velocity_limit, 1.0), 0.0))
-        self.pd = tensor(a.law == PD, torch.bool)
+        self.explicit = tensor(a.law != DIRECT, torch.bool)
         self.any_pd, self.any_line = bool((a.law == PD).any()), bool(lined.any())
+        of_net = [np.flatnonzero((a.law == NETWORK) & (a.net == k)) for k in range(len(a.nets))]
+        self.nets = [(tensor(u, torch.long), Evaluator(n, device, dtype)) for u, n in zip(of_net, a.nets)]
+        self.net: Tensor | None = None
+        if a.nets:
+            size = max(n.memory for n in a.nets)
+            self.net = torch.zeros(num_envs, len(a.law), size, dtype=dtype, device=device)
         self.qpos_adr, self.qvel_adr = tensor(a.qpos_adr, torch.long), tensor(a.qvel_adr, torch.long)
         self.delay = values.get("actuation.delay", tensor(a.delay, torch.long))  # [E, nu] or [nu]
         self.fresh = torch.ones(num_envs, dtype=torch.bool, device=device)  # no target since the reset
@@ -182,18 +199,21 @@ class Law:
         """Make room for delays of up to that many physics steps; longer ones are cut to it."""
         depth = 1 if self.line is None else len(self.line)
         if steps + 1 > depth:
-            shape = (steps + 1, len(self.fresh), self.pd.shape[0])
+            shape = (steps + 1, len(self.fresh), len(self.explicit))
             self.line = torch.zeros(shape, dtype=self.stall.dtype, device=self.fresh.device)
             self.fresh.fill_(True)
             self.is_direct = False
 
     def reset(self, mask: Tensor) -> None:
-        """The first target after a reset fills the delay line."""
+        """The first target after a reset fills the delay line; networks remember nothing."""
         self.fresh |= mask
+        if self.net is not None:
+            self.net.masked_fill_(mask[:, None, None], 0.0)
 
     def state(self) -> dict[str, Tensor]:
         """The live tensors that outlast a step."""
-        return {"fresh": self.fresh} | ({} if self.line is None else {"line": self.line})
+        lines = {"line": self.line, "net": self.net}
+        return {"fresh": self.fresh} | {k: v for k, v in lines.items() if v is not None}
 
     def control(self, target: Tensor, qpos: Tensor, qvel: Tensor) -> Tensor:
         """Controls [E, nu] of this physics step from targets [E, nu] and the state at its start."""
@@ -203,10 +223,14 @@ class Law:
             self.fresh.zero_()
             age = self.delay.round().clamp(0, len(self.line) - 1).long() if self.delay.ndim == 2 else self.delay
             target = self.line.gather(0, age.expand_as(target)[None])[0]
-        if not self.any_pd:
+        if not self.any_pd and self.net is None:
             return target
-        q, qd = qpos[:, self.qpos_adr], qvel[:, self.qvel_adr]
-        torque = self.kp * (target - q) - self.kd * qd
+        error, qd = target - qpos[:, self.qpos_adr], qvel[:, self.qvel_adr]
+        torque = self.kp * error - self.kd * qd
+        for units, evaluate in self.nets:
+            made, memory = evaluate(self.net[:, units], error[:, units], qd[:, units])  # type: ignore[index]
+            torque = torque.index_copy(1, units, made)
+            self.net.index_copy_(1, units, memory)  # type: ignore[union-attr]
         low, high = -self.effort_limit, self.effort_limit
         if self.any_line:
             droop = self.slope * qd
@@ -214,4 +238,4 @@ class Law:
             low = torch.maximum(low, torch.minimum(-self.stall - droop, torch.zeros_like(qd)))
             high = torch.minimum(high, torch.maximum(self.stall - droop, torch.zeros_like(qd)))
         torque = torch.minimum(torch.maximum(torque, low), high)
-        return torch.where(self.pd, torque, target)
+        return torch.where(self.explicit, torque, target)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isaacrl.sim.engine import PD, Actuation
+from isaacrl.sim.engine import DIRECT, PD, Actuation
 from isaacrl.suggest import did_you_mean
 
 FIELDS = ("actuation.kp", "actuation.kd", "actuation.strength", "actuation.delay")
@@ -34,7 +34,7 @@ def target_kinds(model: mujoco.MjModel, actuation: Actuation) -> list[str | None
     """What each actuator takes as its target: effort, position or velocity; None where that is not plain to see."""
     position, velocity = servos(model)
     motor = (model.actuator_gaintype == _FIXED) & (model.actuator_biastype == int(mujoco.mjtBias.mjBIAS_NONE))
-    position, motor = position | (actuation.law == PD), motor & (actuation.law != PD)
+    position, motor = position | (actuation.law != DIRECT), motor & (actuation.law == DIRECT)
     plain = model.actuator_dyntype == int(mujoco.mjtDyn.mjDYN_NONE)
     kinds = np.select([plain & position, plain & velocity, plain & motor], ["position", "velocity", "effort"], "")
     return [str(kind) or None for kind in kinds]

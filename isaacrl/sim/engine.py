@@ -10,6 +10,8 @@ import mujoco
 import numpy as np
 from torch import Tensor
 
+from isaacrl.sim.actuator_net import ActuatorNet
+
 STATE_FIELDS = (
     "time",
     "qpos",
@@ -22,7 +24,7 @@ STATE_FIELDS = (
     "mocap_pos",
     "mocap_quat",
 )
-DIRECT, PD = 0, 1
+DIRECT, PD, NETWORK = 0, 1, 2
 
 # Outputs that MuJoCo computes only for the sensors that need them, and those sensors.
 _SENSORS = mujoco.mjtSensor
@@ -51,17 +53,20 @@ class Actuation:
     law PD: ctrl = clip(kp (target - q) - kd qd), the motor's torque; clipped to the effort limit and, where
     saturation_effort is finite, to the torque-speed line of a DC motor:
     saturation_effort (+-1 - qd / velocity_limit).
+    law NETWORK: ctrl is the torque that a network makes of recent errors target - q and velocities, clipped likewise.
     """
 
-    law: np.ndarray  # int: DIRECT or PD
+    law: np.ndarray  # int: DIRECT, PD or NETWORK
     kp: np.ndarray  # [N m / rad or N / m]
     kd: np.ndarray  # [N m s / rad or N s / m]
     effort_limit: np.ndarray  # [N m or N], inf: none
     saturation_effort: np.ndarray  # stall torque [N m], inf: no torque-speed line
     velocity_limit: np.ndarray  # no-load speed [rad/s], inf: none
     delay: np.ndarray  # int, age of the target that is applied [physics steps]
-    qpos_adr: np.ndarray  # int, the actuated joint's address in qpos (PD)
-    qvel_adr: np.ndarray  # int, the actuated joint's address in qvel (PD)
+    qpos_adr: np.ndarray  # int, the actuated joint's address in qpos (not DIRECT)
+    qvel_adr: np.ndarray  # int, the actuated joint's address in qvel (not DIRECT)
+    net: np.ndarray  # int, which of `nets` drives it (NETWORK)
+    nets: tuple[ActuatorNet, ...] = ()
 
     @staticmethod
     def direct(nu: int) -> "Actuation":
@@ -80,6 +85,7 @@ class Actuation:
             delay=every(0, int),
             qpos_adr=every(0, int),
             qvel_adr=every(0, int),
+            net=every(0, int),
         )
 
     @property
@@ -89,7 +95,7 @@ class Actuation:
 
     def validate(self, nu: int) -> None:
         for f in fields(self):
-            if (n := len(getattr(self, f.name))) != nu:
+            if f.name != "nets" and (n := len(getattr(self, f.name))) != nu:
                 raise ValueError(f"actuation.{f.name} has {n} entries, the model {nu} actuators")
 
 

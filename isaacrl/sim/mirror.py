@@ -86,17 +86,26 @@ class Mirror:
 
         Raises: UserError where the site is elsewhere, or turned so that axes mix.
         """
-        model, name = self._model, self._model.site(site).name
-        body = model.body(model.site_bodyid[site]).name
         self._pose(self._qpos)
-        frame = self._data.xmat[self._base].reshape(3, 3)
-        y = float(((self._data.site_xpos[site] - self._data.xpos[self._base]) @ frame)[1])
-        turned = frame.T @ self._data.site_xmat[site].reshape(3, 3)
+        body = self._model.site_bodyid[site]
+        name = f"site '{self._model.site(site).name}'"
+        return self._axes(name, body, self._data.site_xpos[site], self._data.site_xmat[site])
+
+    def body(self, body: int) -> list[float]:
+        """The same for a vector in the axes of a body."""
+        self._pose(self._qpos)
+        name = f"body '{self._model.body(body).name}'"
+        return self._axes(name, body, self._data.xpos[body], self._data.xmat[body])
+
+    def _axes(self, name: str, body: int, pos: np.ndarray, mat: np.ndarray) -> list[float]:
+        frame, own = self._data.xmat[self._base].reshape(3, 3), self._model.body(body).name
+        y = float(((pos - self._data.xpos[self._base]) @ frame)[1])
+        turned = frame.T @ mat.reshape(3, 3)
         flip = turned.T @ np.diag(FLIP) @ turned
-        if self.partner(body) != body or abs(y) > POSITIONS * self._size:
-            raise UserError(f"site '{name}' is not in the middle of the robot, so it has no mirror image")
+        if self.partner(own) != own or abs(y) > POSITIONS * self._size:
+            raise UserError(f"{name} is not in the middle of the robot, so it has no mirror image")
         if np.abs(np.abs(np.diag(flip)) - 1.0).max() > 0.01:
-            raise UserError(f"site '{name}' is turned, so that its axes have no mirror image")
+            raise UserError(f"{name} is turned, so that its axes have no mirror image")
         return np.sign(np.diag(flip)).tolist()
 
     # --- checks ------------------------------------------------------------------------------------------------------

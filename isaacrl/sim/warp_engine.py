@@ -155,6 +155,8 @@ class WarpEngine:
         live = self._arrays | {"rows": self._rows, "heights": self._heights}
         if self.law.line is not None:
             live["line"] = self.law.line
+        if self.law.net is not None:
+            live["net"] = self.law.net
         for accessor, name in self._tables.own.items():
             live[f"own_{accessor}"] = self._model_fields[name]
         addresses = {k: v.data_ptr() for k, v in live.items() if v.numel()}

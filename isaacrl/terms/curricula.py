@@ -15,6 +15,7 @@ from torch import Tensor
 from isaacrl.errors import UserError
 from isaacrl.state import State
 from isaacrl.terms.curriculum import Curriculum, good
+from isaacrl.terms.measures import commanded_lin_vel_w
 
 
 class steps(Curriculum):
@@ -97,9 +98,9 @@ class stages(Curriculum):
 
 class terrain_levels(Curriculum):
     """A robot that has left its patch goes on to the next level; one that came less than `share` of the way that its
-    last command asked for goes back. Who has passed the hardest level starts again on any. progress: the mean level.
+    commands would have led goes back. Who has passed the hardest level starts again on any. progress: the mean level.
 
-    Source: Rudin et al. 2022, arXiv:2109.11978, section 3.2.
+    Source: Rudin et al. 2022, arXiv:2109.11978, section 3.2; there the way is that of the last command.
     """
 
     def __init__(self, s: State, *, command: str = "velocity", share: float = 0.5):
@@ -107,13 +108,19 @@ class terrain_levels(Curriculum):
         if s.ground is None:
             raise UserError("the ground is an endless plane; task.terrain.kinds names none")
         self.ground, self.command, self.share = s.ground, command, share
+        self.asked: Tensor  # where the episode's commands would have led, from its start [m], [E, 2]
+
+    def init(self, s: State) -> dict[str, Tensor]:
+        return {"asked": torch.zeros(s.num_envs, 2, device=s.device)}
+
+    def advance(self, s: State) -> dict[str, Tensor]:
+        return {"asked": self.asked + s.step_dt * commanded_lin_vel_w(s, self.command)}
 
     def __call__(self, s: State, mask: Tensor) -> None:
         ground, mask = self.ground, mask & s.whole & (s.episode_step > 0)
         way = torch.linalg.vector_norm(s.base_pos_w[:, :2] - ground.origin[:, :2], dim=1)
-        asked = torch.linalg.vector_norm(s.command(self.command)[:, :2], dim=1) * s.episode_time
         up = way > ground.size / 2.0
-        down = ~up & (way < self.share * asked)
+        down = ~up & (way < self.share * torch.linalg.vector_norm(self.asked, dim=1))
         any_level = (s.uniform(1)[:, 0] * ground.levels).long().clamp(max=ground.levels - 1)
         level = (ground.level + up.long() - down.long()).clamp(min=0)
         level = torch.where(level >= ground.levels, any_level, level)

@@ -15,6 +15,13 @@ def is_moving(s: State, command: str | None) -> Tensor:
     return torch.linalg.vector_norm(s.command(command)[:, :3], dim=1) > STANDING
 
 
+def commanded_lin_vel_w(s: State, command: str) -> Tensor:
+    """The planar velocity that is commanded, along the world's x and y axes [m/s], [E, 2]."""
+    x, y = s.command(command)[:, :2].unbind(1)
+    cos, sin = torch.cos(s.heading_w), torch.sin(s.heading_w)
+    return torch.stack((cos * x - sin * y, sin * x + cos * y), dim=1)
+
+
 def reach_distance(s: State, site: SiteView, command: str) -> Tensor:
     """Distance of the first of the sites from the pose command [m], [E]."""
     target = s.base_pos_w + rotate(s.base_quat_w, s.command(command)[:, :3])

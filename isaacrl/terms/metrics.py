@@ -7,7 +7,7 @@ from torch import Tensor
 from isaacrl.errors import UserError
 from isaacrl.state import State
 from isaacrl.terms import ALL, Joints, Sites, Term
-from isaacrl.terms.measures import reach_angle, reach_distance
+from isaacrl.terms.measures import commanded_lin_vel_w, reach_angle, reach_distance
 from isaacrl.terms.rewards import progress
 
 
@@ -32,6 +32,28 @@ def lin_vel_error(s: State, *, command: str = "velocity") -> Tensor:
 def ang_vel_error(s: State, *, command: str = "velocity") -> Tensor:
     """Distance of the yaw rate from the commanded one [rad/s], [E]."""
     return (s.command(command)[:, 2] - s.base_ang_vel_b[:, 2]).abs()
+
+
+class way(Term):
+    """How far the base has come, as a share of where the commands would have led, 1 at most, [E]; use `reduce: last`.
+
+    least: who was led less far has come all the way [m].
+    """
+
+    def __init__(self, s: State, *, command: str = "velocity", least: float = 1.0):
+        self.command, self.least = command, least
+        self.start: Tensor  # where the episode began, world frame [m], [E, 2]
+        self.asked: Tensor  # where its commands would have led from there [m], [E, 2]
+
+    def init(self, s: State) -> dict[str, Tensor]:
+        return {"start": s.base_pos_w[:, :2], "asked": torch.zeros(s.num_envs, 2, device=s.device)}
+
+    def advance(self, s: State) -> dict[str, Tensor]:
+        return {"asked": self.asked + s.step_dt * commanded_lin_vel_w(s, self.command)}
+
+    def __call__(self, s: State) -> Tensor:
+        come, asked = (torch.linalg.vector_norm(x, dim=1) for x in (s.base_pos_w[:, :2] - self.start, self.asked))
+        return torch.where(asked < self.least, 1.0, (come / asked.clamp(min=1e-6)).clamp(max=1.0))
 
 
 def tracks_velocity(s: State, *, std: float = 0.5, command: str = "velocity") -> Tensor:

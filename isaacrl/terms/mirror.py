@@ -23,6 +23,7 @@ from isaacrl.terms import commands as C
 from isaacrl.terms import observations as O
 from isaacrl.terms.actions import Affine
 from isaacrl.terms.group import ObservationGroup
+from isaacrl.terms.rays import mirror_map
 
 Map = tuple[list[int], list[float]]  # (index, sign) of a term's columns
 # A kind: same (scalars), vector (in base or world axes), axial (angular velocities and the like), joints (one value for
@@ -196,6 +197,17 @@ def _grid(term: Bound, m: TaskMirror) -> Map:
     return [(rows - 1 - c // length) * length + c % length for c in range(n)], [1.0] * n
 
 
+def _rays(term: Bound, m: TaskMirror) -> Map:
+    fn = term.fn
+    flip = m.robot.site(fn.index) if fn.site else m.robot.body(fn.index)
+    if any(sign < 0.0 and abs(x) > 1e-3 for sign, x in zip(flip, fn.pos)):
+        raise UserError(f"pos {list(fn.pos)} is not in the mirror's plane")
+    if fn.yaw_only and flip[0] < 0.0:
+        raise UserError(f"yaw_only: the x axis of '{fn.name}' is across the mirror's plane")
+    index = mirror_map(fn.directions, VECTOR if fn.yaw_only else flip)
+    return index, [1.0] * len(index)
+
+
 def _imu(axial: bool) -> Callable[[Bound, TaskMirror], Map]:
     def rule(term: Bound, m: TaskMirror) -> Map:
         site = int(m.state.engine.model.sensor(f"{term.params['sensor']}/gyro").objid[0])
@@ -234,6 +246,7 @@ RULES: dict[Any, Rule] = {
     O.foot_height: _bodies,
     O.contact_force: _forces,
     O.height_scan: _grid,
+    O.rays: _rays,
     O.imu_ang_vel: _imu(axial=True),
     O.imu_lin_acc: _imu(axial=False),
     O.imu_projected_gravity: _imu(axial=False),

@@ -2,6 +2,7 @@
 node, applied by the environment."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from isaacrl.errors import UserError
 from isaacrl.state import State, rotate_inverse
 from isaacrl.terms import ALL, Joints, Sites
 from isaacrl.terms.measures import reach_rotation
+from isaacrl.terms.rays import rays  # noqa: F401  a term of this family
 
 
 def joint_pos(s: State, *, joints: Joints = ALL, biased: bool = True) -> Tensor:
@@ -121,13 +123,18 @@ class height_scan:
         x, y = (torch.arange(k, device=s.device) - (k - 1) / 2.0 for k in n)
         self.x, self.y = x.repeat(n[1]) * resolution, y.repeat_interleave(n[0]) * resolution  # [n]
         self.offset, self.clip = offset, clip
+        self.scanner: Any = None  # none is needed above a plane
+        if (ground := s.ground) is not None:
+            from isaacrl.sim.scan import Scanner  # starts Warp
+
+            self.scanner = Scanner(self.x, self.y, ground.heights, ground.corner, ground.resolution, s.num_envs)
 
     def __call__(self, s: State) -> Tensor:
-        cos, sin = torch.cos(s.heading_w)[:, None], torch.sin(s.heading_w)[:, None]
-        base = s.base_pos_w
-        x, y = base[:, :1] + cos * self.x - sin * self.y, base[:, 1:2] + sin * self.x + cos * self.y
-        points = torch.stack((x, y, base[:, 2:].expand_as(x)), dim=2)
-        return (s.above_ground(points) - self.offset).clamp(-self.clip, self.clip)
+        if self.scanner is None:
+            below = s.base_pos_w[:, 2:].expand(-1, len(self.x))
+        else:
+            below = self.scanner(s.base_pos_w, s.heading_w)
+        return (below - self.offset).clamp(-self.clip, self.clip)
 
 
 def imu_ang_vel(s: State, *, sensor: str = "imu") -> Tensor:

@@ -10,19 +10,8 @@ from isaacrl.sim.fused.tables import Tables
 BLOCK = 128  # threads of a block, as a rule: few enough that they seldom wait long for each other
 
 STAGES = (
-    *(
-        "lanes",
-        "math",
-        "model",
-        "kinematics",
-        "dynamics",
-        "actuation",
-        "narrow",
-        "boxes",
-        "hfield",
-        "collision",
-        "constraint",
-    ),
+    *("lanes", "math", "model", "kinematics", "dynamics", "network", "actuation"),
+    *("narrow", "boxes", "hfield", "collision", "constraint"),
     *("factor", "solver", "integrate", "sensors", "outputs", "step"),
 )
 

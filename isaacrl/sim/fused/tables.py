@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import mujoco
 import numpy as np
 
-from isaacrl.sim.engine import PD, Actuation
+from isaacrl.sim import actuator_net
+from isaacrl.sim.engine import DIRECT, PD, Actuation
 from isaacrl.sim.fused import hfields, sensors
 from isaacrl.sim.fused.derive import dof_masks, gravity, last_dofs, pack_bytes, pack_mask, parameters
 from isaacrl.sim.fused.pairs import Pair, contact_pairs, moves_apart
@@ -30,6 +31,7 @@ STATE = (
     "nonfinite",
     "fresh",
     "line",
+    "net",
     "num_worlds",
     "rows",
     "mask",
@@ -328,8 +330,11 @@ def _actuators(m: mujoco.MjModel, law: Actuation, sizes: dict, reals: dict, ints
     limited = m.jnt_actfrclimited[m.dof_jntid].astype(bool)
     ints["dof_drive"] = np.column_stack([np.cumsum(number) - number, np.cumsum(number), limited, np.zeros(m.nv, int)])
     reals["dof_forcerange"] = m.jnt_actfrcrange[m.dof_jntid]
-    sizes["ANY_PD"] = int((law.law == PD).any())
-    ints["law_is_pd"], ints["law_qpos"], ints["law_qvel"] = law.law == PD, law.qpos_adr, law.qvel_adr
+    sizes["ANY_PD"], sizes["ANY_EXPLICIT"] = int((law.law == PD).any()), int((law.law != DIRECT).any())
+    ints["law_kind"], ints["law_qpos"], ints["law_qvel"] = law.law, law.qpos_adr, law.qvel_adr
+    ints["law_net"] = law.net
+    for into, of in zip((sizes, reals, ints), actuator_net.tables(law.nets)):
+        into |= of
     reals["law_kp"], reals["law_kd"], reals["law_effort"] = law.kp, law.kd, law.effort_limit
     lined = np.isfinite(law.saturation_effort) & np.isfinite(law.velocity_limit)
     reals["law_stall"] = np.where(lined, law.saturation_effort, np.inf)

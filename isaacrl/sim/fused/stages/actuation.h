@@ -1,7 +1,9 @@
 // Actuation and passive forces (isaacrl.sim.actuators.Law; MuJoCo: mj_fwdActuation, mj_passive).
 #pragma once
 
-// The control of actuator u in this physics step: its target, late by the delay, and the explicit PD law.
+enum { LAW_DIRECT, LAW_PD, LAW_NETWORK };
+
+// The control of actuator u in this physics step: its target, late by the delay, and the explicit law.
 FN real control_of(const World& w, Scratch& S, int u, bool fresh) {
   real target = live<const real>(w, A_TARGET, NU)[u];
   if (!(magnitude(target) <= R(1e10))) S.failed = 1;  // limits would hide it
@@ -13,10 +15,16 @@ FN real control_of(const World& w, Scratch& S, int u, bool fresh) {
   int age = (int)nearest(clamp_to(law_delay(w)[u], R(0), R(LINE - 1)));
   target = line[age * stride];
 #endif
+#if ANY_EXPLICIT
+  if (int kind = law_kind(w)[u]) {
+    real error = target - S.qpos[law_qpos(w)[u]], qd = S.qvel[law_qvel(w)[u]], torque = 0;
 #if ANY_PD
-  if (law_is_pd(w)[u]) {
-    real q = S.qpos[law_qpos(w)[u]], qd = S.qvel[law_qvel(w)[u]];
-    real torque = law_kp(w)[u] * (target - q) - law_kd(w)[u] * qd;
+    if (kind == LAW_PD) torque = law_kp(w)[u] * error - law_kd(w)[u] * qd;
+#endif
+#if NETS
+    if (kind == LAW_NETWORK) torque = network_torque(w, u, error, qd);
+    if (!(magnitude(torque) <= R(1e10))) S.failed = 1;
+#endif
     real low = -law_effort(w)[u], high = -low, stall = law_stall(w)[u];
     if (stall < R(1e30)) {  // the torque-speed line of a DC motor; braking is bounded by the stall torque too
       real droop = law_slope(w)[u] * qd;

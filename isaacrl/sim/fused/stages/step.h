@@ -76,7 +76,11 @@ RARE void start_anew(World w, Scratch& S) {
   }
 #endif
   const int zeroed[] = {A_CTRL, NU, A_QFRC_APPLIED, NV, A_XFRC, 6 * NB, A_QACC, NV, A_QFRC_CONSTRAINT, NV, A_QFRC_SMOOTH, NV,
-                        A_QFRC_ACTUATOR, NV, A_ACTUATOR_FORCE, NU, A_SENSORDATA, NSENSORDATA, A_TIME, 1};
+                        A_QFRC_ACTUATOR, NV, A_ACTUATOR_FORCE, NU, A_SENSORDATA, NSENSORDATA, A_TIME, 1,
+#if NETS
+                        A_NET, NU * NET_MEMORY,
+#endif
+  };
   ROLLED for (int k = 0; k < (int)(sizeof(zeroed) / sizeof(int)); k += 2) {
     real* p = live<real>(w, zeroed[k], zeroed[k + 1]);
     if (p) EACH_OF_MANY(i, zeroed[k + 1]) p[i] = 0;
