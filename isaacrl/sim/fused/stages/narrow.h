@@ -51,9 +51,9 @@ enum {
 };
 
 // How many contacts a pair of a kind can have.
-#define POSSIBLE(kind)                                                                                      \
-  ((kind) == BOX_BOX ? 8 : (kind) == PLANE_BOX || (kind) == PLANE_CYLINDER ? 4                              \
-   : (kind) == PLANE_CAPSULE || (kind) == CAPSULE_CAPSULE || (kind) == CAPSULE_BOX ? 2 : 1)
+#define POSSIBLE(kind)                                                                                    \
+  (HAS_BOX_BOX && (kind) == BOX_BOX ? 8 : (kind) == PLANE_BOX || (kind) == PLANE_CYLINDER ? 4             \
+   : (kind) == PLANE_CAPSULE || (kind) == CAPSULE_CAPSULE || (HAS_CAPSULE_BOX && (kind) == CAPSULE_BOX) ? 2 : 1)
 
 // The sine of an angle (or a ratio of lengths) that is taken for 0.
 #define SLIGHT (sizeof(real) == 8 ? TINY : R(1e-6))
