@@ -144,6 +144,8 @@ def test_rewards_of_joints_by_hand(world):
         ("joint_deviation_l1", two, np.abs(away[:, [1, 3]]).sum(1)),
         ("joint_speed_l1", two, [3.5, 3.1]),
         ("joint_speed_l2", two, [4.0 + 2.25, 0.36 + 6.25]),
+        ("joint_speed_limits_l1", two | {"limit": 1.0}, [1.0 + 0.5, 1.5]),  # speeds 2, 1.5 and 0.6, 2.5
+        ("joint_speed_limits_l1", two | {"limit": 1.0, "most": 0.75}, [0.75 + 0.5, 0.75]),
         # Ranges [-1, 1], [-0.5, 1.5], [-0.1, 0.1] and none: 0.97 is 0.07 beyond 0.9, 1.4 = 0.5 + 0.9 just at it.
         ("joint_limits_l1", {"soft": 0.9}, [0.07 + 0.0 + 0.008, 0.0]),
         ("at_joint_limits", {"beyond": 0.96}, [0.25 + 0.0 + 0.5, 0.0]),

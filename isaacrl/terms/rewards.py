@@ -175,6 +175,11 @@ def at_joint_limits(s: State, *, beyond: float = 0.98, joints: Joints = ALL) -> 
     return torch.where(torch.isfinite(half), count, 0.0).sum(dim=1)
 
 
+def joint_speed_limits_l1(s: State, *, limit: float, most: float = torch.inf, joints: Joints = ALL) -> Tensor:
+    """Sum of how much faster than limit joints are, of each at most `most` [rad/s or m/s], [E]."""
+    return (s.joint_vel[:, joints].abs() - limit).clamp(0.0, most).sum(dim=1)
+
+
 class pose(Term):
     """exp(-mean of ((q - q_default) / std)^2), in (0, 1], [E].
 
