@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from isaacrl.errors import UserError
-from isaacrl.hfield import ground_height
+from isaacrl.hfield import Window, ground_height
 from isaacrl.suggest import did_you_mean, listing
 
 CAMERA_KEYS = ("lookat", "distance", "azimuth", "elevation", "track")
@@ -338,6 +338,7 @@ def _gl_frames(
         model.vis.quality.offsamples = 0
         # Without a GPU a shadow map of 4096 x 4096 takes longer than a small picture itself.
         model.vis.quality.shadowsize = min(model.vis.quality.shadowsize, 1 << (4 * max(w, h) - 1).bit_length())
+        terrain = Window(model)
         context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
         scene, option = mujoco.MjvScene(model, maxgeom=max(2000, 2 * model.ngeom)), mujoco.MjvOption()
@@ -348,6 +349,7 @@ def _gl_frames(
             gl.make_current()
             for data, lookat, (left, top, _, _) in zip(worlds, lookats, tiles, strict=True):
                 view.lookat = lookat
+                terrain.move(data, lookat, context)
                 mujoco.mjv_updateCamera(model, data, view, scene)  # the scene centres endless planes on the camera
                 mujoco.mjv_updateScene(model, data, option, None, view, mujoco.mjtCatBit.mjCAT_ALL.value, scene)
                 mujoco.mjr_render(viewport, scene, context)

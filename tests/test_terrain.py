@@ -1,5 +1,6 @@
 """Terrain: its shapes in metres, heights as MuJoCo has them, where robots stand, and how levels change."""
 
+import copy
 import math
 
 import mujoco
@@ -12,7 +13,7 @@ from isaacrl.config import compose
 from isaacrl.env import Env
 from isaacrl.errors import UserError
 from isaacrl.evaluate_terrain import by_patch
-from isaacrl.hfield import ground_height
+from isaacrl.hfield import Window, ground_height
 from isaacrl.render import _lookats, _view
 from isaacrl.schema import TerrainConfig
 from isaacrl.sim import terrain
@@ -308,3 +309,21 @@ def test_engine_warp_steps_terrains_as_mujoco_does():
         error = (found - expected).abs().amax(1) / expected.abs().amax(1)
         # Of the others, the box is in the ground, which C MuJoCo finds less deep (docs/design.md).
         assert error.median() < 3e-4 and error.quantile(0.9) < 3e-3, (name, error)
+
+
+def test_pictures_show_the_terrain_around_the_robot(monkeypatch):
+    """Heights near what a camera looks at are the terrain's own, wherever that is; what is drawn is small."""
+    uploads = []
+    monkeypatch.setattr(mujoco, "mjr_uploadHField", lambda *a: uploads.append(a))
+    model = env(*KINDS, "task.terrain.levels=10").engine.model
+    shown = copy.copy(model)
+    window, data = Window(shown), mujoco.MjData(model)
+    assert (shown.hfield_ncol[0], shown.hfield_nrow[0]) == (201, 201)
+    near = np.stack(np.meshgrid(np.linspace(-6.0, 6.0, 25), np.linspace(-6.0, 6.0, 25)), axis=-1)
+    edge = model.hfield_size[0, :2]
+    for at in ([0.0, 0.0], [0.7, 0.4], [20.3, -30.7], [-edge[0] + 7.0, edge[1] - 7.0], [0.0, 0.0]):
+        mujoco.mj_kinematics(model, data)
+        window.move(data, np.array([*at, 0.3]), None)
+        shown.geom_pos[window.geom] = data.geom_xpos[window.geom]
+        np.testing.assert_allclose(ground_height(shown, near + at), ground_height(model, near + at), atol=1e-6)
+    assert len(uploads) == 3  # not where the camera went 0.8 m
