@@ -36,6 +36,15 @@ def machine() -> dict[str, Any]:
     } | {p: version(p) for p in packages}
 
 
+def kept_policy(path: Path, **keys: Any) -> tuple[Any, dict[str, Any]]:
+    """What `time_to_solved.py --keep` wrote: (its configuration with other top-level keys, {policy, curricula})."""
+    import torch
+    from omegaconf import OmegaConf
+
+    kept = torch.load(path, weights_only=True)
+    return OmegaConf.merge(OmegaConf.create(kept.pop("config")), keys), kept
+
+
 def compared(values: dict[str, list[float]]) -> dict[str, Any]:
     """Two sides' means and standard errors over seeds, and whether they differ (Welch's t)."""
     error = {k: statistics.stdev(v) / len(v) ** 0.5 for k, v in values.items()}

@@ -20,9 +20,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import RESULTS, write
+from common import RESULTS, kept_policy, write
 from matplotlib.colors import LogNorm
-from omegaconf import OmegaConf
 
 PICTURE = RESULTS.parents[1] / "docs/images/motors.png"
 WORLDS = 64
@@ -31,15 +30,10 @@ WORLDS = 64
 def samples(path: Path) -> tuple[Any, list[str], torch.Tensor, torch.Tensor]:
     """The configuration of a kept policy, joint names, and torque [N m] and speed [rad/s] of each joint, [n, J]."""
     from isaacrl import algos
-    from isaacrl.config import compose
     from isaacrl.env import Env
     from isaacrl.terms.curriculum import hold
 
-    kept = torch.load(path, weights_only=True)
-    theirs = OmegaConf.create(kept["config"])
-    cfg = compose([f"task={theirs.task.name}", f"algo={theirs.algo.name}", "device=cpu", "sim.engine=mujoco"])
-    cfg = OmegaConf.merge(cfg, {k: theirs[k] for k in ("task", "asset", "algo", "randomization")})
-    cfg = OmegaConf.merge(cfg, {"num_envs": WORLDS, "seed": 1000})
+    cfg, kept = kept_policy(path, num_envs=WORLDS, device="cpu", seed=1000, sim={"engine": "mujoco"})
     env = Env(cfg)
     algo = algos.build(env, cfg)
     algo.deployed.load_state_dict(kept["policy"])

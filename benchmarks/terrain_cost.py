@@ -16,17 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, machine, merge
-from omegaconf import DictConfig, OmegaConf
+from common import RESULTS, kept_policy, machine, merge
 
 SETTLE, MOMENTS, APART, LAUNCHES = 100, 10, 20, 20  # policy steps before; moments; steps between them; launches at each
 
 
-def on(ground: str, kept: DictConfig, num_envs: int, device: str) -> Any:
-    """The kept configuration on another ground: rough, field or plane."""
-    cfg = OmegaConf.create(OmegaConf.to_container(kept))
-    OmegaConf.set_struct(cfg, False)
-    cfg.num_envs, cfg.device, cfg.seed = num_envs, device, 1000
+def on(ground: str, path: Path, num_envs: int, device: str) -> tuple[Any, dict[str, Any]]:
+    """The kept configuration and policy on another ground: rough, field or plane."""
+    cfg, kept = kept_policy(path, num_envs=num_envs, device=device, seed=1000)
     if ground == "field":
         cfg.task.terrain.kinds = {"flat": 1.0}
     if ground == "plane":
@@ -34,7 +31,7 @@ def on(ground: str, kept: DictConfig, num_envs: int, device: str) -> Any:
         for family in ("terminations", "metrics"):
             for name in ("edge", "terrain_level"):
                 cfg.task[family].pop(name, None)
-    return cfg
+    return cfg, kept
 
 
 def cost(cfg: Any, kept: dict[str, Any]) -> dict[str, float]:
@@ -82,16 +79,15 @@ def main() -> None:
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=RESULTS / "terrain_cost.json")
     args = parser.parse_args()
-    kept = torch.load(args.policy, weights_only=True)
-    theirs: Any = OmegaConf.create(kept["config"])
-    found = {}
+    found: dict[str, Any] = {}
     for ground in ("rough", "field", "plane"):
-        found[ground] = cost(on(ground, theirs, args.num_envs, args.device), kept)
+        cfg, kept = on(ground, args.policy, args.num_envs, args.device)
+        found[ground] = cost(cfg, kept)
         print(ground, found[ground], flush=True)
     ratios = {k: round(found["rough"]["us_a_launch"] / found[k]["us_a_launch"], 2) for k in ("field", "plane")}
     print("rough beside them:", ratios)
-    settings = {"num_envs": args.num_envs, "physics_steps_a_launch": int(theirs.task.decimation)}
-    merge(args.out, theirs.task.name, {"machine": machine(), **settings, "grounds": found, "rough_over": ratios})
+    settings = {"num_envs": args.num_envs, "physics_steps_a_launch": int(cfg.task.decimation)}
+    merge(args.out, cfg.task.name, {"machine": machine(), **settings, "grounds": found, "rough_over": ratios})
 
 
 if __name__ == "__main__":

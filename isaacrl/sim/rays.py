@@ -109,7 +109,7 @@ def _box(o: wp.vec3d, d: wp.vec3d, low: wp.vec3d, high: wp.vec3d) -> wp.float64:
 
 
 @wp.func
-def _above(
+def above(
     heights: wp.array[wp.float32], first: int, columns: int, a: wp.float32, b: wp.float32, z: wp.float32
 ) -> wp.float32:
     """Height of z above a cell's two triangles, at shares a and b of the way along x and y."""
@@ -154,7 +154,7 @@ def _field(
     z = wp.float32(o[2] + t0 * d[2])
     dx, dy, dz, end = wp.float32(du), wp.float32(dv), wp.float32(d[2]), wp.float32(span[1] - t0)
     t, c, r = wp.float32(0.0), wp.int32(0), wp.int32(0)
-    f = _above(heights, start + r0 * columns + c0, columns, x, y, z)
+    f = above(heights, start + r0 * columns + c0, columns, x, y, z)
     if f < 0.0 and t0 > ZERO and t0 == inside[0] and z >= 0.0:
         return t0  # it comes in through a side
     below = f < 0.0
@@ -176,7 +176,7 @@ def _field(
                 to = td
             if to > t and to <= edge:
                 a, b = x + to * dx - wp.float32(column - c0), y + to * dy - wp.float32(row - r0)
-                g = _above(heights, start + row * columns + column, columns, a, b, z + to * dz)
+                g = above(heights, start + row * columns + column, columns, a, b, z + to * dz)
                 if (g < 0.0) != below:
                     return t0 + wp.float64(t + (to - t) * f / (f - g))
                 t, f = to, g

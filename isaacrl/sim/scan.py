@@ -5,6 +5,7 @@ import warp as wp
 from torch import Tensor
 
 from isaacrl.fuse import trace
+from isaacrl.sim.rays import above
 from isaacrl.sim.streams import Launcher  # starts Warp
 
 
@@ -13,7 +14,9 @@ def _scan(
     poses: wp.array2d[wp.float32],  # [E, 4]: position of the base [m], heading [rad], world frame
     x: wp.array[wp.float32],  # [n] of the points, along the heading [m]
     y: wp.array[wp.float32],  # [n] to the left of it [m]
-    heights: wp.array2d[wp.float32],  # [rows, columns], rows along y [m]
+    heights: wp.array[wp.float32],  # row by row, rows along y [m]
+    rows: int,
+    columns: int,
     corner_x: wp.float32,  # of the first height [m]
     corner_y: wp.float32,
     resolution: wp.float32,  # [m]
@@ -24,17 +27,14 @@ def _scan(
     cos, sin = wp.cos(poses[world, 3]), wp.sin(poses[world, 3])
     px = poses[world, 0] + cos * x[point] - sin * y[point]
     py = poses[world, 1] + sin * x[point] + cos * y[point]
-    rows, columns = heights.shape[0], heights.shape[1]  # pyright: ignore[reportAttributeAccessIssue]
     # A world that has failed reads the first height: a NaN compares as false.
     u, v = wp.float32(0.0), wp.float32(0.0)
     if wp.abs(px) < 1.0e6 and wp.abs(py) < 1.0e6:
         u = wp.clamp((px - corner_x) / resolution, wp.float32(0.0), wp.float32(columns - 1))
         v = wp.clamp((py - corner_y) / resolution, wp.float32(0.0), wp.float32(rows - 1))
     c, r = wp.min(int(u), columns - 2), wp.min(int(v), rows - 2)
-    u, v = u - wp.float32(c), v - wp.float32(r)
-    here, across = heights[r, c], heights[r + 1, c + 1]
-    other = heights[r + wp.where(u >= v, 0, 1), c + wp.where(u >= v, 1, 0)]  # of this one of the two triangles
-    below[world, point] = poses[world, 2] - (here + wp.max(u, v) * (other - here) + wp.min(u, v) * (across - other))
+    a, b = u - wp.float32(c), v - wp.float32(r)
+    below[world, point] = above(heights, r * columns + c, columns, a, b, poses[world, 2])
 
 
 class Scanner:
@@ -58,8 +58,9 @@ class Scanner:
         self.below = torch.zeros(num_envs, len(x), device=heights.device)  # of the last call [m], [E, n]
         self._launcher = Launcher(self.device, use_graph=False)
         with self._launcher.stream():
-            arrays = [wp.from_torch(a.float().contiguous()) for a in (self.poses, x, y, heights)]
-            self._inputs = [*arrays, float(corner[0]), float(corner[1]), float(resolution), wp.from_torch(self.below)]
+            arrays = [wp.from_torch(a.float().contiguous()) for a in (self.poses, x, y, heights.flatten())]
+            place = float(corner[0]), float(corner[1]), float(resolution)
+            self._inputs = [*arrays, *heights.shape, *place, wp.from_torch(self.below)]
         self._run()  # compiles: nothing may be loaded in a capture
 
     def __call__(self, pos: Tensor, heading: Tensor) -> Tensor:

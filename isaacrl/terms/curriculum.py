@@ -10,7 +10,7 @@ from isaacrl.state import State
 
 
 class Curriculum:
-    """tensors: all of its state by name, changed in place. stage: of `stages`, else None."""
+    """tensors: what all worlds share of its state, by name, changed in place. stage: of `stages`, else None."""
 
     progress: Tensor  # 0 to 1, []
     stage: Tensor | None = None
