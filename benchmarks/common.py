@@ -70,7 +70,9 @@ def merge(path: Path, name: str, result: dict[str, Any]) -> None:
 
 
 def text_of(result: dict[str, Any]) -> str:
-    """JSON with lists of numbers on one line."""
+    """JSON with lists of numbers on one line, and short objects without any in them."""
     text = json.dumps(result, indent=2)
-    lists = r"\[(?:[-+\d.eE,\s]|null)+\]"
-    return re.sub(lists, lambda m: "[" + ", ".join(m[0][1:-1].replace(",", " ").split()) + "]", text) + "\n"
+    lists, objects = r"\[(?:[-+\d.eE,\s]|null)+\]", r"\{[^{}\[\]]*\}"
+    text = re.sub(lists, lambda m: "[" + ", ".join(m[0][1:-1].replace(",", " ").split()) + "]", text)
+    short = lambda m: line if len(line := re.sub(r"\s*\n\s*", " ", m[0])) <= 120 else m[0]  # noqa: E731
+    return re.sub(objects, short, text) + "\n"

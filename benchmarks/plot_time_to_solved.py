@@ -3,9 +3,9 @@
     pip install 'isaacrl[bench]'
     python benchmarks/plot_time_to_solved.py
 
-One panel a task: the first metric of its criterion over the seconds since the first step, as the exploring policy does
-in training; a thin line a seed. Dots: evaluations without exploration. Triangles: from here on the task is solved.
-Dashed: the criterion.
+One panel a task: the first metric of its criterion, or the mean level of its terrain, over the seconds since the first
+step, as the exploring policy does in training; a thin line a seed. Dots: evaluations without exploration. Triangles:
+from here on the task is solved. Dashed: the criterion.
 """
 
 import json
@@ -27,21 +27,24 @@ LABELS = {
     "episode_length": "share of the longest episode",
     "reached": "targets reached",
     "balanced": "time balanced",
+    "stages": "stages passed",
+    "terrain_level": "mean level of the terrain",
 }
 
 
 def draw(ax: Any, task: str, result: dict[str, Any]) -> None:
     """One task on its axes."""
     runs = result["runs"]
-    criterion = runs[0]["evaluations"][0]["criteria"][0] if runs[0]["evaluations"] else {"metric": "return"}
-    metric = criterion["metric"]
+    criteria = runs[0]["evaluations"][0]["criteria"] if runs[0]["evaluations"] else [{"metric": "return"}]
+    which = next((i for i, c in enumerate(criteria) if c["metric"] == "terrain_level"), 0)
+    criterion, metric = criteria[which], criteria[which]["metric"]
     for i, run in enumerate(runs):
         curve, color = run["curve"], f"C{i}"
         values = curve.get(f"metric/{metric}") or curve.get(metric) or curve.get("return", [])
         scale = run["max_episode_steps"] if metric == "episode_length" else 1.0
         pairs = [(t, v / scale) for t, v in zip(curve["seconds"], values, strict=False) if v is not None]
         ax.plot([t for t, _ in pairs], [v for _, v in pairs], color=color, alpha=0.7, linewidth=0.8)
-        seen = [(e["seconds"], e["criteria"][0]["value"], e["iteration"]) for e in run["evaluations"]]
+        seen = [(e["seconds"], e["criteria"][which]["value"], e["iteration"]) for e in run["evaluations"]]
         ax.plot([s[0] for s in seen], [s[1] for s in seen], ".", color=color, markersize=3, alpha=0.7)
         if run["solved"]:
             value = next(s[1] for s in seen if s[2] == run["solved_iteration"])

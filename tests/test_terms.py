@@ -50,6 +50,11 @@ def velocity_of(data, name):
     return out[3:], out[:3]
 
 
+def tilt_of(data, *names):
+    """Mean squared sine of the angle between bodies' z axes and the vertical."""
+    return np.mean([1.0 - data.body(name).xmat[8] ** 2 for name in names])
+
+
 # --- quaternions and views -------------------------------------------------------------------------------------------
 
 
@@ -111,7 +116,7 @@ def test_the_base_in_its_own_axes(world):
 # --- rewards ---------------------------------------------------------------------------------------------------------
 
 
-def test_rewards_of_the_base_by_hand(world):
+def test_rewards_of_the_base_by_hand(world, data):
     local = np.einsum("wji,wj->wi", BASE, VEL[:, :3])  # base axes
     sine2 = 1.0 - BASE[:, 2, 2] ** 2  # of the tilt
     forward = BASE[:, :2, 0]
@@ -122,6 +127,7 @@ def test_rewards_of_the_base_by_hand(world):
         "upright": ({"std": 0.6}, np.exp(-sine2 / 0.36)),
         "upright_above": ({"cos": 0.7}, BASE[:, 2, 2] > 0.7),
         "tilt_l2": ({}, sine2),
+        "body_tilt_l2": ({"body": ["hip", r"foot\.l"]}, [tilt_of(d, "hip", "foot.l") for d in data]),
         "base_height_l2": ({"height": 1.0}, [0.01, 0.04]),
         "lin_vel_z_l2": ({}, local[:, 2] ** 2),
         "ang_vel_xy_l2": ({}, [0.4**2 + 0.6**2, 1.1**2 + 0.3**2]),

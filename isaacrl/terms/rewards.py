@@ -9,7 +9,7 @@ from torch import Tensor
 from isaacrl.errors import UserError
 from isaacrl.sim.names import by_pattern
 from isaacrl.state import State
-from isaacrl.terms import ALL, Joints, Sites, Term
+from isaacrl.terms import ALL, Bodies, Joints, Sites, Term
 from isaacrl.terms.measures import is_moving, reach_angle, reach_distance
 
 # --- the episode and the action --------------------------------------------------------------------------------------
@@ -108,6 +108,12 @@ def upright_above(s: State, *, cos: float) -> Tensor:
 def tilt_l2(s: State) -> Tensor:
     """Squared sine of the angle between the base's z axis and the vertical, [E]."""
     return s.projected_gravity_b[:, :2].square().sum(dim=1)
+
+
+def body_tilt_l2(s: State, *, body: Bodies) -> Tensor:
+    """Squared sine of the angle between a body's z axis and the vertical, the mean over several bodies, [E]."""
+    w, x, y, z = body.quat_w.unbind(dim=-1)
+    return 4.0 * ((x * z + w * y).square() + (y * z - w * x).square()).mean(dim=1)
 
 
 def base_height_l2(s: State, *, height: float) -> Tensor:

@@ -1,13 +1,13 @@
 """Height fields as the fused kernel reads them: one array of the heights of all, and tables of where each lies.
 
 The heights are the same for all worlds, and many: the kernel reads them where they are, through the cache, and keeps
-none. Below a geom that is higher than all around it reads one number, or four: the highest of a tile of cells.
+none. Below a geom that is higher than all around it reads a few numbers: the highest of each tile of cells.
 """
 
 import mujoco
 import numpy as np
 
-TILE = 8  # cells along an edge of a tile
+TILE = 4  # cells along an edge of a tile
 PRISMS = 64  # how many are tried in a batch
 
 
@@ -25,8 +25,10 @@ def add(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> np.ndarray:
         tiles.append(highest.ravel())
         start += highest.size
     ints["field_int"], reals["field_real"] = np.array(numbers, int), np.array(lengths)
-    ints["geom_field"] = np.where(m.geom_type == int(mujoco.mjtGeom.mjGEOM_HFIELD), m.geom_dataid, 0)
-    sizes |= {"TILE": TILE, "PRISMS": PRISMS}
+    of_field = m.geom_type == int(mujoco.mjtGeom.mjGEOM_HFIELD)
+    ints["geom_field"] = np.where(of_field, m.geom_dataid, 0)
+    level = not m.geom_bodyid[of_field].any() and (m.geom_quat[of_field] == (1.0, 0.0, 0.0, 0.0)).all()
+    sizes |= {"TILE": TILE, "PRISMS": PRISMS, "NFIELDS": int(m.nhfield), "FIELDS_LEVEL": int(level)}
     return np.concatenate([*heights, *tiles])
 
 

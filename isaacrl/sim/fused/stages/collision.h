@@ -121,6 +121,10 @@ struct Patch {
 // A geom in the field's frame.
 FN Shape seen_from_field(const Shape& field, const Shape& geom) {
   Shape b = geom;
+#if FIELDS_LEVEL
+  b.pos = geom.pos - field.pos;
+  return b;
+#endif
   quat turn = conjugate(field.rot);
   b.pos = rotate(turn, geom.pos - field.pos), b.rot = product(turn, geom.rot);
   return b;
@@ -151,45 +155,51 @@ FN int prisms_below(const World& w, const Scratch& S, int pair, Patch& patch, re
   return most < lowest ? 0 : 2 * (right - left + 1) * (high - low + 1);
 }
 
-// The i-th prism of all patches: its patch (the place in the list is returned), row and column of its cell, the half of
-// the cell that it is, and the heights of the cell's corners.
-FN int prism_at(const World& w, const Scratch& S, int i, Patch& patch, Field& f, real* h, int& half) {
+// The i-th prism of all patches, as seen from its geom, if it is as high as this: above its top there is no contact.
+FN bool prism_at(const World& w, const Scratch& S, int i, int& pair, Shape& geom, Prism& prism) {
   int k = 0;
   for (; i >= S.prisms[k]; k++) i -= S.prisms[k];
-  half = i & 1;
-  patch = Patch{S.patch[k][0], S.patch[k][1], S.patch[k][2], S.patch[k][3]};
-  f = field_of(w, pair_of(w, patch.pair).geom_a);
-  int row = i / 2 / patch.columns;
-  patch.row += row, patch.column += i / 2 - row * patch.columns;
-  const real* at = heights(w) + f.first + patch.row * f.columns + patch.column;
-  h[0] = at[0], h[1] = at[1], h[2] = at[f.columns], h[3] = at[f.columns + 1];
-  return k;
+  int columns = S.patch[k][3], row = i / 2 / columns, column = i / 2 - row * columns, half = i & 1;
+  pair = S.patch[k][0], row += S.patch[k][1], column += S.patch[k][2];
+#if NFIELDS > 1
+  Field f = field_of(w, pair_of(w, pair).geom_a);
+#else
+  Field f = field_of(w, 0);
+#endif
+  const real* at = heights(w) + f.first + row * f.columns + column;
+  real h[4] = {at[0], at[1], at[f.columns], at[f.columns + 1]};
+  if (more(more(h[0], h[3]), half ? h[1] : h[2]) < S.lowest[k]) return false;
+  Pair q = pair_of(w, pair);
+  Shape field = shape_of(w, S, q.shape_a);
+  geom = shape_of(w, S, q.shape_b);
+  vec3 reference;
+  seen_from_body(w, S, q, field, geom, reference);
+  geom = seen_from_field(field, geom);
+  vec3 corner = v3(f.x + f.dx * column - geom.pos.x, f.y + f.dy * row - geom.pos.y, 0);
+  UNROLL for (int c = 0; c < 4; c++) h[c] -= geom.pos.z;
+  prism = prism_of(half, corner, f.dx, f.dy, h, f.base - geom.pos.z);
+  return -dot(prism.normal, prism.v[0]) < extent_along(q.kind, geom, prism.normal) + reach_of(w, pair);
 }
 
 FN bool try_prism(const World& w, const Scratch& S, int i, int& pair, Hit& hit, vec3& pos) {
-  Patch patch;
-  Field f;
-  real h[4];
-  int half = 0;
-  prism_at(w, S, i, patch, f, h, half);
-  pair = patch.pair;
+  Shape b;
+  Prism prism;
+  prism_at(w, S, i, pair, b, prism);
   Pair q = pair_of(w, pair);
+  if (!touch_prism(q.kind, prism, b, reach_of(w, pair), hit)) return false;
   Shape field = shape_of(w, S, q.shape_a), geom = shape_of(w, S, q.shape_b);
   vec3 reference;
   seen_from_body(w, S, q, field, geom, reference);
-  Shape b = seen_from_field(field, geom);
-  vec3 corner = v3(f.x + f.dx * patch.column - b.pos.x, f.y + f.dy * patch.row - b.pos.y, 0);
-  UNROLL for (int k = 0; k < 4; k++) h[k] -= b.pos.z;
-  Prism prism = prism_of(half, corner, f.dx, f.dy, h, f.base - b.pos.z);
-  if (!touch_prism(q.kind, prism, b, reach_of(w, pair), hit)) return false;
-  hit.normal = rotate(field.rot, hit.normal);
+#if !FIELDS_LEVEL
+  hit.normal = rotate(field.rot, hit.normal), hit.pos = rotate(field.rot, hit.pos);
+#endif
   hit.tangent = default_tangent(hit.normal);
-  pos = geom.pos + rotate(field.rot, hit.pos) - reference;
+  pos = geom.pos + hit.pos - reference;
   return true;
 }
 
-// Contacts with height fields, appended to the others. Prisms are tried in batches: first which of them are as high as
-// the lowest point of the geom, then these, so that no lane is idle meanwhile.
+// Contacts with height fields, appended to the others. Prisms are tried in batches: first which of them have tops
+// that their geom reaches, then these, so that no lane is idle meanwhile.
 FN void collide_with_fields(const World& w, Scratch& S, int& ncon) {
   int near_pairs = 0, total = 0;
   BATCHES(i, NHFIELD) {
@@ -208,14 +218,10 @@ FN void collide_with_fields(const World& w, Scratch& S, int& ncon) {
   ROLLED for (int first = 0; first < total; first += PRISMS) {
     int some = total - first < PRISMS ? total - first : PRISMS, high = 0;
     BATCHES(i, some) {
-      bool found = false;
-      if (i < some) {
-        Patch patch;
-        Field f;
-        real h[4];
-        int half, k = prism_at(w, S, first + i, patch, f, h, half);
-        found = more(more(h[0], h[3]), half ? h[1] : h[2]) >= S.lowest[k];
-      }
+      int pair;
+      Shape geom;
+      Prism prism;
+      bool found = i < some && prism_at(w, S, first + i, pair, geom, prism);
       int place = append(found, high);
       if (found) S.prism[place] = first + i;
     }

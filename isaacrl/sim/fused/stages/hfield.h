@@ -35,12 +35,14 @@ FN Prism prism_of(int half, vec3 corner, real dx, real dy, const real* h, real b
   q.normal = inverse(length(n)) * n;
   return q;
 }
-// Of the side at edge i: outwards.
-FN vec3 side_normal(const Prism& q, int i) {
-  vec3 e = q.v[i < 2 ? i + 1 : 0] - q.v[i];
+// Of the side at an edge of the top: outwards.
+FN vec3 side_normal(vec3 e) {
   real s = inverse(root(e.x * e.x + e.y * e.y));
   return v3(s * e.y, -s * e.x, 0);
 }
+
+// Of a face, outwards: the side at the edge e for 0 to 2, the top, the base.
+FN vec3 face_normal(const Prism& q, int i, vec3 e) { return i < 3 ? side_normal(e) : i == 3 ? q.normal : v3(0, 0, -1); }
 
 // The nearest way between a prism and something else: p is the other's point, dist < 0 inside, normal outwards.
 struct Way {
@@ -51,9 +53,9 @@ struct Way {
 FN Way point_prism(const Prism& q, vec3 p) {
   real height = dot(p - q.v[0], q.normal), side = -FAR, square = FAR, nearest = FAR, top = 0;
   bool over = true;  // the foot of the perpendicular on the top's plane is in the top
-  vec3 out = q.normal, foot = p, on_top = p;
-  UNROLL for (int i = 0; i < 3; i++) {
-    vec3 a = q.v[i], e = q.v[i < 2 ? i + 1 : 0] - a, d = p - a, n = side_normal(q, i);
+  vec3 out = q.normal, foot = p, on_top = p, a = q.v[0], next = q.v[1], last = q.v[2];
+  ROLLED for (int i = 0; i < 3; i++) {
+    vec3 e = next - a, d = p - a, n = side_normal(e);
     real s = dot(n, d);
     if (s > side) side = s, out = n;
     // The nearest point of the edge as seen from above.
@@ -66,6 +68,7 @@ FN Way point_prism(const Prism& q, vec3 p) {
     real l = dot(p - c, p - c);
     if (l < nearest) nearest = l, on_top = c;
     over &= dot(cross(q.normal, e), d) >= 0;
+    d = a, a = next, next = last, last = d;
   }
   bool inside = side <= 0;  // as seen from above
   if (inside && height <= 0 && p.z >= q.base) {
@@ -109,12 +112,13 @@ FN real reach_along(const Prism& q, vec3 n, vec3& corner) {
 // angles to the segment and to an edge of the top or the sides; not of the base.
 FN Way overlapping(const Prism& q, vec3 a) {
   Way best = {v3(0, 0, 0), q.normal, -FAR};
-  UNROLL for (int i = 0; i < 5; i++) {
-    vec3 n = i < 3 ? side_normal(q, i) : i == 3 ? q.normal : v3(0, 0, -1);
-    real across = dot(n, a), sep = (i < 4 ? -dot(n, q.v[i < 3 ? i : 0]) : q.base) - magnitude(across);
-    if (sep > best.dist) best = Way{across > 0 ? -a : a, n, sep};
-  }
   vec3 b = q.v[0], next = q.v[1], last = q.v[2];
+  ROLLED for (int i = 0; i < 5; i++) {
+    vec3 n = face_normal(q, i, next - b);
+    real across = dot(n, a), sep = (i < 4 ? -dot(n, b) : q.base) - magnitude(across);
+    if (sep > best.dist) best = Way{across > 0 ? -a : a, n, sep};
+    if (i < 3) n = b, b = next, next = last, last = n;
+  }
   ROLLED for (int i = 0; i < 4; i++) {
     vec3 e = i < 3 ? next - b : v3(0, 0, 1), w = cross(a, e);
     real l = length(w);
@@ -131,21 +135,31 @@ FN Way overlapping(const Prism& q, vec3 a) {
   return best;
 }
 
-// The segment from -a to a.
-FN Way segment_prism(const Prism& q, vec3 a) {
-  // Where it is in the prism, if anywhere.
+// Whether the segment from -a to a is in the prism anywhere.
+FN bool segment_enters(const Prism& q, vec3 a) {
   real low = -1, high = 1;
-  UNROLL for (int i = 0; i < 5; i++) {
-    vec3 n = i < 3 ? side_normal(q, i) : i == 3 ? q.normal : v3(0, 0, -1);
-    real here = i < 4 ? -dot(n, q.v[i < 3 ? i : 0]) : q.base, slope = dot(n, a);
+  vec3 b = q.v[0], next = q.v[1], last = q.v[2];
+  ROLLED for (int i = 0; i < 5; i++) {
+    vec3 n = face_normal(q, i, next - b);
+    real here = i < 4 ? -dot(n, b) : q.base, slope = dot(n, a);
     real t = -here * inverse(magnitude(slope) > TINY ? slope : TINY);
     if (magnitude(slope) <= TINY) high = here > 0 ? low - 1 : high;
     else if (slope > 0) high = less(high, t);
     else low = more(low, t);
+    if (i < 3) n = b, b = next, next = last, last = n;
   }
-  if (low < high) return overlapping(q, a);
-  Way best = point_prism(q, -a), other = point_prism(q, a);
-  if (other.dist < best.dist) best = other;
+  return low < high;
+}
+
+// The segment from -a to a, or the point 0 where `point` says so.
+FN Way core_prism(const Prism& q, vec3 a, bool point) {
+  if (!point && segment_enters(q, a)) return overlapping(q, a);
+  Way best;
+  ROLLED for (int end = 0; end < (point ? 1 : 2); end++) {
+    Way other = point_prism(q, end ? a : -a);
+    if (end == 0 || other.dist < best.dist) best = other;
+  }
+  if (point) return best;
   vec3 b = q.v[0], next = q.v[1], last = q.v[2];
   ROLLED for (int i = 0; i < 6; i++) {  // edges of the top, then of the sides
     vec3 e = i < 3 ? next - b : v3(0, 0, q.base - b.z);
@@ -163,15 +177,15 @@ FN Way segment_prism(const Prism& q, vec3 a) {
 // left out. dist > 0: they do not overlap.
 FN Way box_prism(const Prism& q, vec3 size, axes box) {
   Way best = {v3(0, 0, 0), q.normal, -FAR};
-  vec3 corner;
-  UNROLL for (int i = 0; i < 5; i++) {
-    vec3 n = i < 3 ? side_normal(q, i) : i == 3 ? q.normal : v3(0, 0, -1), d = seen(box, n);
+  vec3 corner, u = box.x, b = q.v[0], next = q.v[1], last = q.v[2];
+  ROLLED for (int i = 0; i < 5; i++) {
+    vec3 n = face_normal(q, i, next - b), d = seen(box, n);
     d = v3(d.x > 0 ? -size.x : size.x, d.y > 0 ? -size.y : size.y, d.z > 0 ? -size.z : size.z);
     vec3 p = turned(box, d);
-    real sep = dot(n, p) - (i < 4 ? dot(n, q.v[i < 3 ? i : 0]) : -q.base);
+    real sep = dot(n, p) - (i < 4 ? dot(n, b) : -q.base);
     if (sep > best.dist) best = Way{p, n, sep};
+    if (i < 3) n = b, b = next, next = last, last = n;
   }
-  vec3 u = box.x, b = q.v[0], next = q.v[1], last = q.v[2];
   real half = size.x;
   ROLLED for (int k = 0; k < 3; k++) {
     ROLLED for (int i = 0; i < 5; i++) {  // the face; edges of the top; upright edges
@@ -207,15 +221,29 @@ FN Way box_prism(const Prism& q, vec3 size, axes box) {
 FN bool touch_prism(int kind, const Prism& q, const Shape& b, real reach, Hit& hit) {
   Way way;
   real r = b.size.x;
+#if HAS_HFIELD_SPHERE || HAS_HFIELD_CAPSULE
+  bool point = !HAS_HFIELD_CAPSULE || kind == HFIELD_SPHERE;
+  if (kind != HFIELD_BOX) way = core_prism(q, point ? v3(0, 0, 0) : b.size.y * z_axis(b.rot), point);
+#endif
 #if HAS_HFIELD_BOX
   if (kind == HFIELD_BOX) way = box_prism(q, b.size, axes_of(b.rot)), r = 0;
 #endif
-  if (HAS_HFIELD_SPHERE && kind == HFIELD_SPHERE) way = point_prism(q, v3(0, 0, 0));
-  if (HAS_HFIELD_CAPSULE && kind == HFIELD_CAPSULE) way = segment_prism(q, b.size.y * z_axis(b.rot));
   hit.normal = way.normal;
   hit.dist = way.dist - r;
   hit.pos = way.p - R(0.5) * (way.dist + r) * way.normal;
   return hit.dist < reach;
+}
+
+// Half the extent of a geom along the direction n.
+FN real extent_along(int kind, const Shape& b, vec3 n) {
+#if HAS_HFIELD_BOX
+  if (kind == HFIELD_BOX) {
+    vec3 d = seen(axes_of(b.rot), n);
+    return b.size.x * magnitude(d.x) + b.size.y * magnitude(d.y) + b.size.z * magnitude(d.z);
+  }
+#endif
+  bool capsule = HAS_HFIELD_CAPSULE && kind == HFIELD_CAPSULE;
+  return b.size.x + (capsule ? b.size.y * magnitude(dot(n, z_axis(b.rot))) : R(0));
 }
 
 // Half the extent of a geom along the axes of its frame's parent.

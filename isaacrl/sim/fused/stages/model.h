@@ -141,7 +141,7 @@ struct Field {
   real x, y, dx, dy, base;
 };
 FN Field field_of(const World& w, int geom) {
-  int k = geom_field(w)[geom];
+  int k = NFIELDS > 1 ? geom_field(w)[geom] : 0;
   const int* i = field_int(w) + 8 * k;
   const real* r = field_real(w) + 8 * k;
   return Field{i[0], i[1], i[2], i[3], i[4], r[0], r[1], r[2], r[3], r[4]};
