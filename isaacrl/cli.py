@@ -222,9 +222,18 @@ def _train_from_run(options: Any, overrides: list[str], flags: Any) -> int:
 
     path = runs.find(options.run, _value(overrides, "outputs", "outputs"))
     cfg = config.load_stored(path / "config.yaml", overrides, options.trust)
+    _compare_robot(path, cfg)
     from isaacrl import train as trainer
 
     return _exit_code(trainer.resume(path, cfg) if options.resume else trainer.train(cfg))
+
+
+def _compare_robot(run: Any, cfg: Any) -> None:
+    """Say so where the robot's files are not those that the run was trained with."""
+    from isaacrl import runs
+
+    if warning := runs.changed_robot(run, cfg.asset.path):
+        print(f"warning: {warning}")
 
 
 def _value(overrides: list[str], name: str, default: str) -> str:
@@ -343,6 +352,7 @@ def use_run(verb: str, args: list[str]) -> int:
         options.trust,
         training=False,
     )
+    _compare_robot(path, cfg)
     if verb == "play":
         from isaacrl.play import play as act
     elif verb == "eval":

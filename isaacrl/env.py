@@ -46,6 +46,7 @@ class Env:
         except ValueError as e:
             raise UserError(f"randomization: {e}") from None
         self.visual_model = scene.visual_model  # the engine's with all that pictures show
+        self.robot_files = scene.files
         self.num_envs, self.decimation = cfg.num_envs, cfg.task.decimation
         self.step_dt = cfg.task.physics_dt * cfg.task.decimation
         self.max_episode_steps = max(1, round(cfg.task.episode_length_s / self.step_dt))

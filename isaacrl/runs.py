@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from isaacrl import robot_files
 from isaacrl.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from isaacrl.errors import UserError
 from isaacrl.files import remove_temporaries, sha256, write_atomic, write_json
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "Run",
     "StopSignals",
+    "changed_robot",
     "create",
     "find",
     "git_state",
@@ -86,9 +88,11 @@ def create(
     *,
     command: Sequence[str],
     term_files: Sequence[Path] = (),
+    robot: tuple[str, Sequence[Path]] | None = None,
 ) -> Run:
     """Make outputs/<task>/<date>_<time>_<algo>[_n]/ and hold it. run.json comes last: without it, a folder is no run.
 
+    term_files: the user's own, of which the run keeps copies. robot: its path and files, see robot_files.py.
     Raises: UserError where the folder cannot be made.
     """
     try:
@@ -106,6 +110,7 @@ def create(
         run = Run(path)
         write_atomic(path / "config.yaml", config_yaml)
         terms = [_copy_source(file, content, path / "terms") for file, content in sources]
+        kept = robot and robot_files.record(*robot, path)
         git, diff = git_state(Path.cwd())
         if diff:
             write_atomic(path / "git.diff", diff)
@@ -126,6 +131,7 @@ def create(
                 "versions": {"python": platform.python_version()} | versions(),
                 "git": git,
                 "terms": terms,
+                "robot": kept,
             },
         )
     except OSError as e:
@@ -155,6 +161,11 @@ def open_run(path: str | Path) -> Run:
     except OSError as e:
         raise UserError(f"run={path}: cannot be written to ({e.strerror or e}); copy it to where you may write") from e
     return run
+
+
+def changed_robot(run: Path, path: str) -> str | None:
+    """A warning where the robot at asset.path is not as it was when the run was made; see `robot_files.compare`."""
+    return robot_files.compare(run, _read_run(run).get("robot"), path)
 
 
 def find(run: str | Path, outputs: str | Path = "outputs") -> Path:

@@ -31,7 +31,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         phases = Phases()
         env, algo = start(cfg, phases)
         folder = runs.create(
-            cfg.outputs, cfg.task.name, cfg.algo.name, dump(cfg), command=sys.argv, term_files=_user_files(env)
+            cfg.outputs,
+            cfg.task.name,
+            cfg.algo.name,
+            dump(cfg),
+            command=sys.argv,
+            term_files=_user_files(env),
+            robot=(cfg.asset.path, env.robot_files),
         )
         with folder:
             return _loop(cfg, env, algo, folder, signals, phases, Progress())

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from isaacrl.errors import UserError
+from isaacrl.robot_files import find_file
 from isaacrl.sim.actuator_net import ActuatorNet, Evaluator, Layer
-from isaacrl.sim.assets import BUNDLED
 from isaacrl.suggest import did_you_mean, one_line
 
 ORDERS = ("pos_vel", "vel_pos")
@@ -45,7 +45,7 @@ def read_net(key: str, node: Mapping[str, Any]) -> ActuatorNet:
     name = node["file"]
     if not isinstance(name, str) or not name:
         raise UserError(f"{key}.file: got {name!r}; must be the name of a TorchScript or ONNX file")
-    file = next((p for p in (Path(name).expanduser(), BUNDLED / name) if p.is_file()), None)
+    file = find_file(name)
     if file is None:
         raise UserError(f"{key}.file: no file '{name}' in {Path.cwd()}; give a TorchScript (.pt) or an ONNX file")
     order = node.get("input_order", ORDERS[0])

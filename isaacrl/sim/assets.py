@@ -12,12 +12,12 @@ import mujoco
 import numpy as np
 
 from isaacrl.errors import UserError
+from isaacrl.robot_files import BUNDLED, find_file
 from isaacrl.sim import urdf
 from isaacrl.sim.names import match
 from isaacrl.sim.xml_files import check_mjcf, read_xml
 from isaacrl.suggest import did_you_mean, listing, one_line
 
-BUNDLED = Path(__file__).parent.parent / "assets"
 FREE, SLIDE, HINGE = 0, 2, 3  # mujoco.mjtJoint, which does not compare with numpy's integers
 
 
@@ -27,6 +27,7 @@ class Asset:
 
     spec: mujoco.MjSpec
     file: Path
+    others: list[Path] = field(default_factory=list)  # files that it refers to: parts of the model, meshes, textures
     is_urdf: bool = False
     effort_limits: dict[str, float] = field(default_factory=dict)  # a URDF's, joint -> N m or N
     velocity_limits: dict[str, float] = field(default_factory=dict)  # a URDF's, joint -> rad/s or m/s; not applied
@@ -56,18 +57,18 @@ def load(path: str, *, trust: bool = False, floating: bool | None = None) -> Ass
         raise UserError(f"asset.path: cannot read '{file}': {one_line(e)}") from None
     if floating is not None:
         _set_floating(spec, spec.worldbody.first_body(), floating, file)
-    return Asset(spec, file)
+    return Asset(spec, file, [Path(f) for f in mujoco.mju_getXMLDependencies(str(file)) if not file.samefile(f)])
 
 
 def _find(path: str) -> Path:
-    file = next((p for p in (Path(path).expanduser(), BUNDLED / path) if p.is_file()), None)
+    file = find_file(path)
     if file is None:
         bundled = sorted(str(p.relative_to(BUNDLED)) for p in BUNDLED.rglob("*.xml"))
         raise UserError(
             f"asset.path: no file '{path}' in {os.getcwd()} or among the bundled models "
             f"({', '.join(bundled)}){did_you_mean(path, bundled)}"
         )
-    return Path(os.path.abspath(file))
+    return file
 
 
 def _from_urdf(file: Path, root: urdf.Element, trust: bool, floating: bool | None) -> Asset:
@@ -75,7 +76,7 @@ def _from_urdf(file: Path, root: urdf.Element, trust: bool, floating: bool | Non
     base = urdf.root_link(root, file)
     free = urdf.is_floating(root, base) if floating is None else floating
     efforts, speeds = urdf.joint_limits(root, "effort"), urdf.joint_limits(root, "velocity")
-    xml, meshes = urdf.prepare(root, file, trust)
+    xml, meshes, others = urdf.prepare(root, file, trust)
     try:
         spec = mujoco.MjSpec.from_string(xml, assets=meshes)
     except (ValueError, RuntimeError, mujoco.FatalError) as e:
@@ -91,7 +92,7 @@ def _from_urdf(file: Path, root: urdf.Element, trust: bool, floating: bool | Non
     urdf.estimate_inertias(spec)
     _group_geoms(spec)
     _mark_frames(spec)
-    return Asset(spec, file, True, efforts, speeds)
+    return Asset(spec, file, others, True, efforts, speeds)
 
 
 def _set_floating(spec: mujoco.MjSpec, body: mujoco.MjsBody | None, floating: bool, file: Path) -> None:

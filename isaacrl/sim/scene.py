@@ -1,13 +1,15 @@
 """The scene: one robot on its ground, as a MuJoCo model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import mujoco
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from isaacrl.errors import UserError
+from isaacrl.robot_files import find_file
 from isaacrl.sim.actuators import actuation_of, add_actuators
 from isaacrl.sim.assets import check_driven, compile_spec, joint_names, limit_efforts, load, settle
 from isaacrl.sim.engine import Actuation
@@ -39,6 +41,7 @@ class Scene:
     actuation: Actuation
     visual_model: mujoco.MjModel  # for pictures: everything
     terrain: Terrain | None = None
+    files: list[Path] = field(default_factory=list)  # that the robot is made of, its model's first
 
 
 def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpec], None] | None = None) -> Scene:
@@ -65,7 +68,9 @@ def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpe
         model = compile_spec(spec, asset.path)
     check_driven(robot, model)
     spec, physics = without_visuals(spec, model, asset.path)
-    return Scene(spec, physics, actuation_of(model, chosen), model, terrain)
+    actuation = actuation_of(model, chosen)
+    files = [robot.file, *robot.others, *(f for net in actuation.nets if (f := find_file(net.file)))]
+    return Scene(spec, physics, actuation, model, terrain, files)
 
 
 def without_visuals(spec: mujoco.MjSpec, model: mujoco.MjModel, file: str) -> tuple[mujoco.MjSpec, mujoco.MjModel]:

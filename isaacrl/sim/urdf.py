@@ -30,8 +30,8 @@ def refuse_templates(root: Element, file: Path) -> None:
         raise UserError(f"asset.path: '{file}' has an <include>, which a URDF cannot; put its content in its place")
 
 
-def prepare(root: Element, file: Path, trust: bool) -> tuple[str, dict[str, bytes]]:
-    """(the URDF's XML with a plain name for each mesh, the meshes' content by that name), as MjSpec takes them.
+def prepare(root: Element, file: Path, trust: bool) -> tuple[str, dict[str, bytes], list[Path]]:
+    """(the URDF's XML with a plain name for each mesh, the meshes' content by that name, their files), for MjSpec.
 
     root: of the file; changed in place. Raises: UserError naming the link and the file.
     """
@@ -66,7 +66,7 @@ def prepare(root: Element, file: Path, trust: bool) -> tuple[str, dict[str, byte
                     names[path] = _plain_name(path, set(content))
                     content[names[path]] = path.read_bytes()
                 mesh.set("filename", names[path])
-    return ElementTree.tostring(root, encoding="unicode"), content
+    return ElementTree.tostring(root, encoding="unicode"), content, list(names)
 
 
 def _is_empty(element: Element) -> bool:

@@ -1,0 +1,85 @@
+"""A run keeps its robot: copies of the files, and a word where they are not the same any more."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from isaacrl import cli, robot_files
+from isaacrl.errors import UserError
+
+CART = """<mujoco><include file="parts/pole.xml"/><worldbody/></mujoco>"""
+POLE = """<mujoco><worldbody><body name="cart"><joint name="slider" type="slide" axis="1 0 0"/><geom size=".1"/>
+<body name="pole" pos="0 0 .5"><joint name="hinge" axis="0 1 0"/><geom type="capsule" size=".04 .2"/></body></body>
+</worldbody><actuator><motor name="slide" joint="slider"/></actuator></mujoco>"""
+TRAIN = ["task=cartpole", "asset.path=robots/cart.xml", "asset.actuators={}", "num_envs=2", "algo.iterations=1"]
+HERE = ["device=cpu", "sim.engine=mujoco", "logger.console=none"]
+
+
+@pytest.fixture
+def robot(tmp_path, monkeypatch):
+    (tmp_path / "robots/parts").mkdir(parents=True)
+    (tmp_path / "robots/cart.xml").write_text(CART)
+    (tmp_path / "robots/parts/pole.xml").write_text(POLE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "robots"
+
+
+def the_run() -> Path:
+    (folder,) = Path("outputs/cartpole").iterdir()
+    return folder
+
+
+def play(*overrides: str) -> int:
+    return cli.main(["play", "video=false", "seconds=0.1", "width=32", "height=32", "device=cpu", *overrides])
+
+
+def test_a_robot_that_changed_or_is_gone_is_told(robot, capsys):
+    assert cli.main(["train", *TRAIN, *HERE]) == 0
+    run = the_run()
+    kept = json.loads((run / "run.json").read_text())["robot"]
+    assert kept["path"] == "robots/cart.xml" and [f["name"] for f in kept["files"]] == ["cart.xml", "parts/pole.xml"]
+    assert (run / "robot/cart.xml").read_text() == CART and (run / "robot/parts/pole.xml").read_text() == POLE
+    capsys.readouterr()
+    assert play() == 0 and "warning" not in capsys.readouterr().out
+    (robot / "parts/pole.xml").write_text(POLE.replace('size=".04 .2"', 'size=".05 .2"'))
+    assert play() == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "warning" in x]
+    assert "parts/pole.xml" in line and f"asset.path={run}/robot/cart.xml" in line
+    shutil.rmtree(robot)
+    assert play() == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error and f"asset.path={run}/robot/cart.xml" in error
+    assert play(f"asset.path={run}/robot/cart.xml") == 0 and "warning" not in capsys.readouterr().out
+
+
+def test_bundled_and_large_robots_are_not_copied(robot, tmp_path, monkeypatch):
+    cart = robot_files.find_file("cartpole.xml")
+    assert cart and robot_files.record("cartpole.xml", [cart], tmp_path)["files"][0]["copy"] is None
+    files = [robot / "cart.xml", robot / "parts/pole.xml"]
+    monkeypatch.setattr(robot_files, "MOST", len(CART) + len(POLE) - 1)
+    kept = robot_files.record("robots/cart.xml", files, tmp_path)
+    assert [f["copy"] for f in kept["files"]] == [None, None] and not (tmp_path / "robot").exists()
+    assert robot_files.compare(tmp_path, kept, "robots/cart.xml") is None
+    (robot / "cart.xml").write_text(CART + "\n")
+    warning = robot_files.compare(tmp_path, kept, "robots/cart.xml")
+    assert warning and "cart.xml" in warning and "copies" not in warning
+    assert robot_files.compare(tmp_path, kept, "robots/other.xml") is None, "another robot on purpose"
+    assert robot_files.compare(tmp_path, None, "robots/cart.xml") is None, "a run of before"
+
+
+def test_files_beside_the_models_folder_keep_their_places(robot, tmp_path):
+    drive = tmp_path / "drive.pt"
+    drive.write_bytes(b"weights")
+    run = tmp_path / "run"
+    kept = robot_files.record("robots/cart.xml", [robot / "cart.xml", drive], run)
+    assert [(f["name"], f["copy"]) for f in kept["files"]] == [
+        ("cart.xml", "robot/robots/cart.xml"),
+        ("../drive.pt", "robot/drive.pt"),
+    ]
+    drive.unlink()
+    assert "../drive.pt" in (robot_files.compare(run, kept, "robots/cart.xml") or "")
+    (robot / "cart.xml").unlink()
+    with pytest.raises(UserError, match="asset.path=.*run/robot/robots/cart.xml"):
+        robot_files.compare(run, kept, "robots/cart.xml")
