@@ -6,6 +6,8 @@ VENV ?= .venv
 # Where torch comes from, if not from pip's usual index: the CPU build is https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 ARGS ?=
+# Processes that share the tests, file by file; each has one thread and takes up to 5 GB. 0: all in one
+WORKERS ?= 2
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
@@ -22,6 +24,7 @@ help:  ## show this list
 	@echo
 	@echo "  ARGS         what follows the verb: make train ARGS=\"task=cartpole_swingup\", make test ARGS=\"-k ppo\""
 	@echo "  PYTHON       the Python to use, 3.11 or newer (now $(PYTHON))"
+	@echo "  WORKERS      processes that share the tests, file by file (now $(WORKERS)); 0: all in this one"
 	@echo "  TORCH_INDEX  another index for torch, at the first set-up: https://download.pytorch.org/whl/cpu is the CPU build"
 
 setup: $(DEV)  ## install everything into .venv: what training needs, tests, linters
@@ -30,7 +33,7 @@ train: $(RUNTIME)  ## train a policy: make train ARGS="task=cartpole_swingup"
 	@$(VENV)/bin/isaacrl train $(ARGS)
 
 test: $(DEV)  ## run the tests
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(DEV)  ## lint and check types
 	@$(VENV)/bin/ruff check .

@@ -57,7 +57,8 @@ def load(path: str, *, trust: bool = False, floating: bool | None = None) -> Ass
         raise UserError(f"asset.path: cannot read '{file}': {one_line(e)}") from None
     if floating is not None:
         _set_floating(spec, spec.worldbody.first_body(), floating, file)
-    return Asset(spec, file, [Path(f) for f in mujoco.mju_getXMLDependencies(str(file)) if not file.samefile(f)])
+    others = (Path(f) for f in mujoco.mju_getXMLDependencies(str(file)))
+    return Asset(spec, file, [f for f in others if f != file and f.is_file()])
 
 
 def _find(path: str) -> Path:
