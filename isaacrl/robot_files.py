@@ -55,8 +55,8 @@ def compare(run: Path, robot: dict[str, Any] | None, path: str) -> str | None:
     changed = [e["name"] for e in robot["files"] if not _same(there.parent / e["name"], e["sha256"])]
     if not changed:
         return None
-    fix = f"; copies of all files as they were are in {run / 'robot'}: {ours}" if ours else ""
-    return f"asset.path: {', '.join(changed)}: not as in the training of this run, and used as it is now{fix}"
+    fix = f"; to take the run's own copies: {ours}" if ours else ""
+    return f"asset.path: changed since this run was trained, and used as it is now: {', '.join(changed)}{fix}"
 
 
 def _same(file: Path, digest: str) -> bool:
