@@ -45,6 +45,19 @@ def kept_policy(path: Path, **keys: Any) -> tuple[Any, dict[str, Any]]:
     return OmegaConf.merge(OmegaConf.create(kept.pop("config")), keys), kept
 
 
+def acting(cfg: Any, kept: dict[str, Any]) -> tuple[Any, Any]:
+    """(environment, controller) of a kept policy, with curricula as they stood."""
+    from isaacrl import algos
+    from isaacrl.env import Env
+    from isaacrl.terms.curriculum import hold
+
+    env = Env(cfg)
+    algo = algos.build(env, cfg)
+    algo.deployed.load_state_dict(kept["policy"])
+    hold(env, kept["curricula"])
+    return env, algo.controller(env)
+
+
 def compared(values: dict[str, list[float]]) -> dict[str, Any]:
     """Two sides' means and standard errors over seeds, and whether they differ (Welch's t)."""
     error = {k: statistics.stdev(v) / len(v) ** 0.5 for k, v in values.items()}

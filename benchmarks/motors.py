@@ -20,7 +20,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import RESULTS, kept_policy, write
+from common import RESULTS, acting, kept_policy, write
 from matplotlib.colors import LogNorm
 
 PICTURE = RESULTS.parents[1] / "docs/images/motors.png"
@@ -29,16 +29,9 @@ WORLDS = 64
 
 def samples(path: Path) -> tuple[Any, list[str], torch.Tensor, torch.Tensor]:
     """The configuration of a kept policy, joint names, and torque [N m] and speed [rad/s] of each joint, [n, J]."""
-    from isaacrl import algos
-    from isaacrl.env import Env
-    from isaacrl.terms.curriculum import hold
-
     cfg, kept = kept_policy(path, num_envs=WORLDS, device="cpu", seed=1000, sim={"engine": "mujoco"})
-    env = Env(cfg)
-    algo = algos.build(env, cfg)
-    algo.deployed.load_state_dict(kept["policy"])
-    hold(env, kept["curricula"])
-    act, obs, torque, speed = algo.controller(env), env.reset(), [], []
+    env, act = acting(cfg, kept)
+    obs, torque, speed = env.reset(), [], []
     for _ in range(env.max_episode_steps):
         obs, *_ = env.step(act(obs["policy"]))
         torque.append(env.state.joint_torque.clone())

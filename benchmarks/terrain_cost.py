@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, kept_policy, machine, merge
+from common import RESULTS, acting, kept_policy, machine, merge
 
 SETTLE, MOMENTS, APART, LAUNCHES = 100, 10, 20, 20  # policy steps before; moments; steps between them; launches at each
 
@@ -36,15 +36,8 @@ def on(ground: str, path: Path, num_envs: int, device: str) -> tuple[Any, dict[s
 
 def cost(cfg: Any, kept: dict[str, Any]) -> dict[str, float]:
     """Microseconds a launch and contacts a world, means over the moments."""
-    from isaacrl import algos
-    from isaacrl.env import Env
-    from isaacrl.terms.curriculum import hold
-
-    env = Env(cfg)
-    algo = algos.build(env, cfg)
-    algo.deployed.load_state_dict(kept["policy"])
-    hold(env, kept["curricula"])
-    act, obs, engine = algo.controller(env), env.reset(), env.engine
+    env, act = acting(cfg, kept)
+    obs, engine = env.reset(), env.engine
     times, contacts = [], []
     for moment in range(MOMENTS):
         for _ in range(APART if moment else SETTLE):

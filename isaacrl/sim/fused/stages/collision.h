@@ -155,7 +155,8 @@ FN int prisms_below(const World& w, const Scratch& S, int pair, Patch& patch, re
   return most < lowest ? 0 : 2 * (right - left + 1) * (high - low + 1);
 }
 
-// The i-th prism of all patches, as seen from its geom, if it is as high as this: above its top there is no contact.
+// The i-th prism of all patches and its geom, in the field's axes. False where the geom is above the plane of the prism's
+// top, and cannot touch it.
 FN bool prism_at(const World& w, const Scratch& S, int i, int& pair, Shape& geom, Prism& prism) {
   int k = 0;
   for (; i >= S.prisms[k]; k++) i -= S.prisms[k];
