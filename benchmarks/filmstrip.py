@@ -40,7 +40,7 @@ def row(path: Path, args: argparse.Namespace) -> np.ndarray:
 
 
 def main() -> None:
-    from isaacrl import render
+    from isaacrl import media
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("policies", nargs="+", type=Path)
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=PICTURE)
     args = parser.parse_args()
-    render.write_png(np.ascontiguousarray(np.concatenate([row(p, args) for p in args.policies])), args.out)
+    media.write_png(np.ascontiguousarray(np.concatenate([row(p, args) for p in args.policies])), args.out)
     print(args.out)
 
 

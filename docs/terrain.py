@@ -8,7 +8,7 @@ import torch
 
 from isaacrl.config import compose
 from isaacrl.env import Env
-from isaacrl.render import write_png
+from isaacrl.media import write_png
 
 KINDS = ("stairs_up", "slope_down", "obstacles", "stones", "gap", "waves")
 WIDTH, HEIGHT = 420, 300

@@ -232,7 +232,7 @@ def _compare_robot(run: Any, cfg: Any) -> None:
     """Say so where the robot's files are not those that the run was trained with."""
     from isaacrl import runs
 
-    if warning := runs.changed_robot(run, cfg.asset.path):
+    if warning := runs.changed_robot(run, cfg.asset):
         print(f"warning: {warning}")
 
 

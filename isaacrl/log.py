@@ -198,7 +198,7 @@ class _Background(threading.Thread):
         super().__init__(name=name, daemon=True)
         self._queue: queue.SimpleQueue[tuple[dict[str, float] | list[Path], int, float] | None] = queue.SimpleQueue()
         self._opens, self._warn, self._wait_s = opens, warn, wait_s
-        self._alive = True
+        self._alive, self._left = True, False
 
     def put(self, what: dict[str, float] | list[Path], step: int) -> None:
         """Metrics, or files."""
@@ -220,7 +220,8 @@ class _Background(threading.Thread):
             finish()
         except Exception as e:  # other people's libraries, networks and disks: whatever they do, training goes on
             reason = " ".join(str(e).split())
-            self._warn(f"{self.name}: {type(e).__name__}: {reason[:200]}; training goes on without it")
+            if not self._left:  # then that was said, and the library may have been torn down under this thread
+                self._warn(f"{self.name}: {type(e).__name__}: {reason[:200]}; training goes on without it")
         finally:
             self._alive = False
 
@@ -229,6 +230,7 @@ class _Background(threading.Thread):
         self._queue.put(None)
         self.join(self._wait_s)
         if self.is_alive():
+            self._left = True
             self._warn(f"{self.name}: still busy after {self._wait_s:.0f} s; left behind")
 
 

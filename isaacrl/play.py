@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from isaacrl import algos, render
+from isaacrl import algos, media, render
 from isaacrl.env import Env
 from isaacrl.errors import UserError
 from isaacrl.terms.curriculum import hold
@@ -44,10 +44,10 @@ def play(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     result = {"run": str(run_path), "reward": reward, "renderer": render.backend()[0]}
     middle = len(shots) // 2
     picture, video = folder / f"{name}.png", folder / f"{name}.mp4"
-    render.write_png(next(iter(render.render_frames(env.visual_model, shots[middle : middle + 1], **how))), picture)
+    media.write_png(next(iter(render.render_frames(env.visual_model, shots[middle : middle + 1], **how))), picture)
     result["png"] = str(picture)
     if options.video:
-        render.write_video(render.render_frames(env.visual_model, shots, **how), video, fps=1.0 / (every * env.step_dt))
+        media.write_video(render.render_frames(env.visual_model, shots, **how), video, fps=1.0 / (every * env.step_dt))
         result["video"] = str(video)
         print(f"video:   {video}  ({options.seconds:g} s, renderer {result['renderer']})")
     print(f"picture: {picture}")
@@ -64,7 +64,7 @@ def film(cfg: DictConfig, algo: Any, run_path: Path, iteration: int) -> Path:
     camera: Any = OmegaConf.to_container(cfg.task.camera)
     frames = render.render_frames(env.visual_model, qpos[::every], camera=camera, width=480, height=360)
     path = _videos(run_path) / f"iteration_{iteration:06d}.mp4"
-    render.write_video(frames, path, fps=1.0 / (every * env.step_dt))
+    media.write_video(frames, path, fps=1.0 / (every * env.step_dt))
     return path
 
 

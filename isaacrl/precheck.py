@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from isaacrl import render, runs
+from isaacrl import media, render, runs
 from isaacrl.env import Env
 from isaacrl.errors import UserError
 from isaacrl.files import finite
@@ -150,7 +150,7 @@ def picture(env: Env, cfg: DictConfig, folder: Path) -> tuple[str | None, str | 
     except UserError as e:
         return None, str(e)
     path = folder / "start.png"
-    render.write_png(frame, path)
+    media.write_png(frame, path)
     return str(path), None
 
 

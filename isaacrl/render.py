@@ -8,14 +8,11 @@ mujoco-warp, which needs no OpenGL at all. `backend` says which and why; the env
 
 import copy
 import importlib
-import itertools
 import math
 import os
 import re
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -25,6 +22,7 @@ import numpy as np
 
 from isaacrl.errors import UserError
 from isaacrl.hfield import Window, ground_height
+from isaacrl.media import last_line
 from isaacrl.suggest import did_you_mean, listing
 
 CAMERA_KEYS = ("lookat", "distance", "azimuth", "elevation", "track")
@@ -94,64 +92,6 @@ def backend(renderer: str | None = None) -> tuple[str, str]:
     return "warp", f"mujoco-warp's own renderer: {why}"
 
 
-def write_video(frames: Iterable[np.ndarray], path: str | Path, fps: float) -> int:
-    """Write frames, uint8 [H, W, 3], as an H.264 mp4 that browsers play; returns their number. Odd edges are cropped.
-
-    Raises:
-        UserError: ffmpeg is missing or fails.
-    """
-    import imageio_ffmpeg
-
-    frames = iter(frames)
-    first = next(frames, None)
-    if first is None:
-        raise ValueError("write_video: no frames")
-    height, width = first.shape[0] // 2 * 2, first.shape[1] // 2 * 2
-    path = Path(path)
-    part = path.with_name(f".{path.stem}.part.mp4")
-    try:
-        sink = imageio_ffmpeg.write_frames(
-            str(part),
-            (width, height),
-            fps=fps,
-            codec="libx264",
-            quality=None,
-            macro_block_size=2,
-            output_params=["-crf", "20", "-preset", "veryfast", "-movflags", "+faststart"],
-        )
-        sink.send(None)
-        count = 0
-        for frame in itertools.chain([first], frames):
-            sink.send(np.ascontiguousarray(frame[:height, :width]))
-            count += 1
-        sink.close()
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{path}: the video could not be written: {_one_line(error)}. `isaacrl doctor` says what ffmpeg it found."
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-    return count
-
-
-def write_png(frame: np.ndarray, path: str | Path) -> None:
-    """Write one frame, uint8 [H, W, 3], as a PNG."""
-    height, width, _ = frame.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), frame.reshape(height, width * 3)], axis=1)  # 0: no filter
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits a channel, RGB
-    Path(path).write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9))
-        + chunk(b"IEND", b"")
-    )
-
-
 # --- which OpenGL ---
 
 
@@ -181,7 +121,7 @@ def gl_problem(name: str) -> str | None:
     try:
         run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        return _one_line(error)
+        return last_line(error)
     if run.returncode == 0:
         return None
     lines = [line for line in run.stderr.splitlines() if line.strip()]
@@ -304,10 +244,6 @@ def _smooth(path: np.ndarray) -> np.ndarray:
     half = np.minimum(np.minimum(steps, steps[::-1]), SMOOTH)
     sums = np.concatenate([np.zeros((1, path.shape[1])), np.cumsum(path, axis=0)])
     return (sums[steps + half + 1] - sums[steps - half]) / (2 * half + 1)[:, None]
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 # --- OpenGL ---

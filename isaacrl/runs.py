@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -88,11 +88,11 @@ def create(
     *,
     command: Sequence[str],
     term_files: Sequence[Path] = (),
-    robot: tuple[str, Sequence[Path]] | None = None,
+    robot: tuple[str, robot_files.RobotFiles] | None = None,
 ) -> Run:
     """Make outputs/<task>/<date>_<time>_<algo>[_n]/ and hold it. run.json comes last: without it, a folder is no run.
 
-    term_files: the user's own, of which the run keeps copies. robot: its path and files, see robot_files.py.
+    term_files: the user's own, of which the run keeps copies. robot: asset.path and its files.
     Raises: UserError where the folder cannot be made.
     """
     try:
@@ -163,9 +163,9 @@ def open_run(path: str | Path) -> Run:
     return run
 
 
-def changed_robot(run: Path, path: str) -> str | None:
-    """A warning where the robot at asset.path is not as it was when the run was made; see `robot_files.compare`."""
-    return robot_files.compare(run, _read_run(run).get("robot"), path)
+def changed_robot(run: Path, asset: Mapping[str, Any]) -> str | None:
+    """A warning where the robot of the configuration is not as it was when the run was made, see robot_files.py."""
+    return robot_files.compare(run, _read_run(run).get("robot"), asset)
 
 
 def find(run: str | Path, outputs: str | Path = "outputs") -> Path:

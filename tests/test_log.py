@@ -321,6 +321,7 @@ def real_wandb(path: Path, code: str, **env: str) -> tuple[subprocess.CompletedP
     (path / "config.yaml").write_text("seed: 3\n")
     program = f"""
 import sys, time
+import wandb  # which takes its seconds on a cold machine
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from test_log import log, metrics, open_quiet

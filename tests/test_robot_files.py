@@ -8,12 +8,14 @@ import pytest
 
 from isaacrl import cli, robot_files
 from isaacrl.errors import UserError
+from isaacrl.robot_files import RobotFiles
 
 CART = """<mujoco><include file="parts/pole.xml"/><worldbody/></mujoco>"""
 POLE = """<mujoco><worldbody><body name="cart"><joint name="slider" type="slide" axis="1 0 0"/><geom size=".1"/>
 <body name="pole" pos="0 0 .5"><joint name="hinge" axis="0 1 0"/><geom type="capsule" size=".04 .2"/></body></body>
 </worldbody><actuator><motor name="slide" joint="slider"/></actuator></mujoco>"""
 TRAIN = ["task=cartpole", "asset.path=robots/cart.xml", "asset.actuators={}", "num_envs=2", "algo.iterations=1"]
+CART_ASSET = {"path": "robots/cart.xml", "actuators": {}}
 HERE = ["device=cpu", "sim.engine=mujoco", "logger.console=none"]
 
 
@@ -56,30 +58,56 @@ def test_a_robot_that_changed_or_is_gone_is_told(robot, capsys):
 
 def test_bundled_and_large_robots_are_not_copied(robot, tmp_path, monkeypatch):
     cart = robot_files.find_file("cartpole.xml")
-    assert cart and robot_files.record("cartpole.xml", [cart], tmp_path)["files"][0]["copy"] is None
-    files = [robot / "cart.xml", robot / "parts/pole.xml"]
+    assert cart
+    bundled = robot_files.record("cartpole.xml", RobotFiles([cart]), tmp_path)
+    assert bundled["files"][0]["copy"] is None and not (tmp_path / "robot").exists()
+    files = RobotFiles([robot / "cart.xml", robot / "parts/pole.xml"])
     monkeypatch.setattr(robot_files, "MOST", len(CART) + len(POLE) - 1)
     kept = robot_files.record("robots/cart.xml", files, tmp_path)
     assert [f["copy"] for f in kept["files"]] == [None, None] and not (tmp_path / "robot").exists()
-    assert robot_files.compare(tmp_path, kept, "robots/cart.xml") is None
+    assert robot_files.compare(tmp_path, kept, CART_ASSET) is None
     (robot / "cart.xml").write_text(CART + "\n")
-    warning = robot_files.compare(tmp_path, kept, "robots/cart.xml")
+    warning = robot_files.compare(tmp_path, kept, CART_ASSET)
     assert warning and "cart.xml" in warning and "copies" not in warning
-    assert robot_files.compare(tmp_path, kept, "robots/other.xml") is None, "another robot on purpose"
-    assert robot_files.compare(tmp_path, None, "robots/cart.xml") is None, "a run of before"
+    assert robot_files.compare(tmp_path, kept, CART_ASSET | {"path": "robots/other.xml"}) is None, (
+        "another robot on purpose"
+    )
+    assert robot_files.compare(tmp_path, None, CART_ASSET) is None, "a run of before"
 
 
 def test_files_beside_the_models_folder_keep_their_places(robot, tmp_path):
-    drive = tmp_path / "drive.pt"
-    drive.write_bytes(b"weights")
+    paint = tmp_path / "paint.png"
+    paint.write_bytes(b"blue")
     run = tmp_path / "run"
-    kept = robot_files.record("robots/cart.xml", [robot / "cart.xml", drive], run)
+    kept = robot_files.record("robots/cart.xml", RobotFiles([robot / "cart.xml", paint]), run)
     assert [(f["name"], f["copy"]) for f in kept["files"]] == [
         ("cart.xml", "robot/robots/cart.xml"),
-        ("../drive.pt", "robot/drive.pt"),
+        ("../paint.png", "robot/paint.png"),
     ]
-    drive.unlink()
-    assert "../drive.pt" in (robot_files.compare(run, kept, "robots/cart.xml") or "")
+    paint.unlink()
+    assert "../paint.png" in (robot_files.compare(run, kept, CART_ASSET) or "")
     (robot / "cart.xml").unlink()
     with pytest.raises(UserError, match="asset.path=.*run/robot/robots/cart.xml"):
-        robot_files.compare(run, kept, "robots/cart.xml")
+        robot_files.compare(run, kept, CART_ASSET)
+
+
+@pytest.mark.parametrize("path", ["cartpole.xml", "robots/cart.xml"])
+def test_a_network_of_ones_own_is_kept_with_any_robot(robot, tmp_path, path):
+    """By the name that the configuration gives it, wherever the robot itself lies."""
+    (drive := tmp_path / "drive.pt").write_bytes(b"weights")
+    run, asset = tmp_path / "run", {"path": path, "actuators": {"slide": {"law": "network", "file": "drive.pt"}}}
+    model = robot_files.find_file(path)
+    assert model
+    kept = json.loads(json.dumps(robot_files.record(path, RobotFiles([model], {"drive.pt": drive}), run)))
+    (network,) = kept["networks"]
+    copy = run / network["copy"]
+    assert copy.read_bytes() == b"weights" and robot_files.compare(run, kept, asset) is None
+    drive.write_bytes(b"others")
+    warning = robot_files.compare(run, kept, asset)
+    assert warning and warning.startswith("asset.actuators.slide.file: drive.pt: changed")
+    assert f"asset.actuators.slide.file={copy}" in warning and "asset.path" not in warning
+    drive.unlink()
+    with pytest.raises(UserError, match=f"^asset.actuators.slide.file: no file 'drive.pt'.*{copy}"):
+        robot_files.compare(run, kept, asset)
+    asset["actuators"]["slide"]["file"] = str(copy)
+    assert robot_files.compare(run, kept, asset) is None, "the run's own copy"

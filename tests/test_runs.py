@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -416,18 +417,30 @@ def test_a_write_that_lies_is_found_out(tmp_path, monkeypatch):
     assert runs.load_checkpoint(tmp_path)[0]["n"] == 1 and saved(tmp_path) == {"000001.pt"}
 
 
+def in_a_process_of_its_own(work: Callable[[Path], None], path: Path) -> None:
+    """Work that forks: this process has other tests' memory by now, which a fork may not get once more."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    code += f"from pathlib import Path; import test_runs; test_runs.{work.__name__}(Path({str(path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_kill_9_at_any_moment_leaves_a_loadable_checkpoint(tmp_path):
+    in_a_process_of_its_own(kill_while_saving, tmp_path)
+
+
+def kill_while_saving(path: Path) -> None:
     """A child saves in a tight loop and is killed 15 times; the latest always loads and never goes backwards."""
     rng, last = random.Random(1), 1
-    runs.save_checkpoint(tmp_path, {"x": [1] * 2000}, 1, 1.0, 2)
+    runs.save_checkpoint(path, {"x": [1] * 2000}, 1, 1.0, 2)
     for _ in range(15):
         read, write = os.pipe()
         child = os.fork()  # after torch is imported: a process of its own would spend its time importing
         if child == 0:
             try:
-                start = runs.load_checkpoint(tmp_path)[1]["iteration"]
+                start = runs.load_checkpoint(path)[1]["iteration"]
                 for i in range(start + 1, start + 10_000):
-                    runs.save_checkpoint(tmp_path, {"x": [i] * 2000}, i, float(i % 7), 2)
+                    runs.save_checkpoint(path, {"x": [i] * 2000}, i, float(i % 7), 2)
                     os.write(write, f"{i}\n".encode())
             finally:
                 os._exit(1)
@@ -440,16 +453,21 @@ def test_kill_9_at_any_moment_leaves_a_loadable_checkpoint(tmp_path):
             told += chunk
         os.close(read)
         acknowledged = int(told.split()[-1])
-        got, entry = runs.load_checkpoint(tmp_path)
-        assert entry["warnings"] == [] and entry["iteration"] >= acknowledged > last
+        got, entry = runs.load_checkpoint(path)
+        assert entry["warnings"] == [], entry
+        assert entry["iteration"] >= acknowledged > last, (entry, acknowledged, last)
         assert got == {"x": [entry["iteration"]] * 2000}
-        assert (tmp_path / "checkpoints" / "latest.pt").exists() and (tmp_path / "checkpoints" / "best.pt").exists()
+        assert (path / "checkpoints" / "latest.pt").exists() and (path / "checkpoints" / "best.pt").exists()
         last = entry["iteration"]
     assert last > 15
 
 
 def test_kill_9_during_an_atomic_write_leaves_the_old_or_the_new(tmp_path):
-    path = tmp_path / "x.json"
+    in_a_process_of_its_own(kill_while_writing, tmp_path)
+
+
+def kill_while_writing(path: Path) -> None:
+    path = path / "x.json"
     files.write_json(path, {"i": 0, "pad": "0" * 50_000})
     for _ in range(5):
         child = os.fork()

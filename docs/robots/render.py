@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from isaacrl.render import render_frames, write_png
+from isaacrl.media import write_png
+from isaacrl.render import render_frames
 from isaacrl.schema import AssetConfig
 from isaacrl.sim import make_scene
 from isaacrl.state import Robot

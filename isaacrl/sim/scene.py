@@ -1,15 +1,14 @@
 """The scene: one robot on its ground, as a MuJoCo model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import mujoco
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from isaacrl.errors import UserError
-from isaacrl.robot_files import find_file
+from isaacrl.robot_files import RobotFiles, find_file
 from isaacrl.sim.actuators import actuation_of, add_actuators
 from isaacrl.sim.assets import check_driven, compile_spec, joint_names, limit_efforts, load, settle
 from isaacrl.sim.engine import Actuation
@@ -40,8 +39,8 @@ class Scene:
     model: mujoco.MjModel  # for physics: without the nameless geoms that are there for the eye alone
     actuation: Actuation
     visual_model: mujoco.MjModel  # for pictures: everything
+    files: RobotFiles
     terrain: Terrain | None = None
-    files: list[Path] = field(default_factory=list)  # that the robot is made of, its model's first
 
 
 def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpec], None] | None = None) -> Scene:
@@ -69,8 +68,9 @@ def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpe
     check_driven(robot, model)
     spec, physics = without_visuals(spec, model, asset.path)
     actuation = actuation_of(model, chosen)
-    files = [robot.file, *robot.others, *(f for net in actuation.nets if (f := find_file(net.file)))]
-    return Scene(spec, physics, actuation, model, terrain, files)
+    networks = {net.file: f for net in actuation.nets if (f := find_file(net.file))}
+    files = RobotFiles([robot.file, *robot.others], networks)
+    return Scene(spec, physics, actuation, model, files, terrain)
 
 
 def without_visuals(spec: mujoco.MjSpec, model: mujoco.MjModel, file: str) -> tuple[mujoco.MjSpec, mujoco.MjModel]:
