@@ -188,8 +188,9 @@ def _check_term(family: str, name: str, node: Any, key: str) -> None:
         raise KeyedError(f"{key}.weight", f"missing; a reward needs {SETTINGS['weight'][1]}, e.g. weight: 1.0")
     if node.get("when") == "interval" and node.get("interval_s") is None:
         raise KeyedError(f"{key}.interval_s", f"missing; when: interval needs {SETTINGS['interval_s'][1]}")
-    if node.get("when") == "startup" and node.get("schedule") is not None:
-        raise KeyedError(f"{key}.schedule", "an entry of when: startup is drawn once; use when: reset or interval")
+    for setting in ("schedule", "curriculum"):
+        if node.get("when") == "startup" and node.get(setting) is not None:
+            raise KeyedError(f"{key}.{setting}", "an entry of when: startup is drawn once; use when: reset or interval")
     signature = _find(family, str(node.get("fn", name)), key, "fn" in node)
     if signature is not None:
         _check_parameters(signature, {str(k): v for k, v in node.items() if k not in settings}, settings, key)

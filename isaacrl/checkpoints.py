@@ -29,10 +29,13 @@ class CheckpointError(OSError):
     """A checkpoint could not be written (full disk, quota, permissions). Those written before are intact."""
 
 
-def save_checkpoint(run_path: str | Path, state: dict, iteration: int, score: float | None, keep: int) -> Path:
+def save_checkpoint(
+    run_path: str | Path, state: dict, iteration: int, score: float | None, keep: int, *, curriculum: float = 0.0
+) -> Path:
     """Write a checkpoint and enter it in the index; the last `keep` and the best one stay.
 
     state: nested dicts and lists of tensors, numbers, strings and None. score: higher is better; None or NaN: unknown.
+    curriculum: how far curricula were, 0 to 1; further is better, whatever the scores.
 
     Raises: CheckpointError where the disk refuses; TypeError where the state holds anything else, which could not be
     loaded again.
@@ -48,12 +51,13 @@ def save_checkpoint(run_path: str | Path, state: dict, iteration: int, score: fl
         path, n = folder / f"{iteration:06d}.pt", 2
         while any(e["file"] == path.name for e in old):
             path, n = folder / f"{iteration:06d}_{n}.pt", n + 1
-        payload = {"isaacrl_checkpoint": SCHEMA, "iteration": iteration, "score": score, "state": state}
+        payload = {"iteration": iteration, "score": score, "curriculum": curriculum, "state": state}
         entry = {
             "file": path.name,
             "iteration": iteration,
-            "sha256": _write_verified(path, payload),
+            "sha256": _write_verified(path, {"isaacrl_checkpoint": SCHEMA} | payload),
             "score": score,
+            "curriculum": curriculum,
             "time": time.time(),
         }
         entries = [e for e in old if e["iteration"] != iteration] + [entry]
@@ -76,8 +80,9 @@ def save_checkpoint(run_path: str | Path, state: dict, iteration: int, score: fl
 def load_checkpoint(run_path: str | Path, which: str | Path = "latest") -> tuple[dict, dict]:
     """The state of a checkpoint, on the CPU, and its entry in the index.
 
-    which: 'latest', 'best' (highest score), or a file: a path, or a name in the run's checkpoints folder. Where the
-    latest or best is damaged the next in line is loaded; this is logged as a warning and told in entry["warnings"].
+    which: 'latest', 'best' (highest score where curricula had come furthest), or a file: a path, or a name in the run's
+    checkpoints folder. Where the latest or best is damaged the next in line is loaded; this is logged as a warning and
+    told in entry["warnings"].
 
     Raises: UserError where nothing loads, the named file is damaged or none of ours, or a newer isaacrl wrote it.
     """
@@ -98,7 +103,7 @@ def load_checkpoint(run_path: str | Path, which: str | Path = "latest") -> tuple
         candidates = [best] + sorted(
             (e for e in candidates if e is not best),
             reverse=True,
-            key=lambda e: -math.inf if e["score"] is None else e["score"],
+            key=_rank,
         )
     failures: list[str] = []
     for entry in candidates:
@@ -251,6 +256,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
                 "iteration": payload["iteration"],
                 "sha256": sha256(path),
                 "score": payload["score"],
+                "curriculum": payload.get("curriculum", 0.0),
                 "time": path.stat().st_mtime,
             }
         )
@@ -258,9 +264,14 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _best(entries: list[dict]) -> dict:
-    """The entry with the highest score, the newest of equals; the newest where none has a score."""
+    """The entry with the highest score where curricula had come furthest, the newest of equals; the newest where none
+    has a score."""
     scored = [e for e in entries if e["score"] is not None]
-    return max(reversed(scored), key=lambda e: e["score"]) if scored else entries[-1]
+    return max(reversed(scored), key=_rank) if scored else entries[-1]
+
+
+def _rank(entry: dict) -> tuple[float, float]:
+    return (-math.inf, 0.0) if entry["score"] is None else (entry.get("curriculum", 0.0), entry["score"])
 
 
 def _link(link: Path, target: str) -> None:

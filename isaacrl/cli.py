@@ -232,7 +232,16 @@ def _compare_robot(run: Any, cfg: Any) -> None:
     """Say so where the robot's files are not those that the run was trained with."""
     from isaacrl import runs
 
-    if warning := runs.changed_robot(run, cfg.asset):
+    def files_of(model: Any) -> list[Any]:
+        from isaacrl.sim import assets
+
+        try:
+            asset = assets.load(str(model), trust=cfg.asset.trust, floating=cfg.asset.floating)
+        except UserError:
+            return []
+        return [asset.file, *asset.others]
+
+    if warning := runs.changed_robot(run, cfg.asset, files_of):
         print(f"warning: {warning}")
 
 

@@ -117,7 +117,8 @@ class Env:
 
     @torch.no_grad()
     def reset(self) -> dict[str, Tensor]:
-        """Start every world anew; the observations, group -> [E, n]."""
+        """Start every world anew; the observations, group -> [E, n]. Curricula hear nothing of what is cut off."""
+        self.state.whole.fill_(False)
         self._reset(self.everywhere)
         self._read_commands()
         self._show(self._observe(reset=self.everywhere))

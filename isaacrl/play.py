@@ -58,6 +58,7 @@ def play(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
 def film(cfg: DictConfig, algo: Any, run_path: Path, iteration: int) -> Path:
     """A short video of the policy as it is now, in an environment of its own: training does not notice but the time."""
     env = Env(OmegaConf.merge(cfg, {"num_envs": FILM_WORLDS, "seed": FILM_SEED}))
+    env.state.random.step.copy_(algo.env.state.random.step)  # which schedules go by
     hold(env, algo.env.state_dict()["env"])
     qpos, _ = record(env, algo.controller(env), max(1, round(FILM_S / env.step_dt)))
     every = max(1, round(1.0 / (FILM_FPS * env.step_dt)))

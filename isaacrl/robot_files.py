@@ -3,11 +3,12 @@ the policy was trained on, or the user hears of it.
 
 run.json's `robot` names them with their sha256: `files` of the model, itself the first, by their places relative to it;
 `networks` of actuators by their names in the configuration. Copies lie in the run's folder `robot`, in the same places
-relative to each other: of all that are not isaacrl's own, unless these are larger than MOST in all.
+relative to each other: of all that are not isaacrl's own, unless these are larger than MOST in all. With them come the
+files that make a folder a ROS package, so that package:// finds the copies.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from isaacrl.errors import UserError
 from isaacrl.files import sha256, write_atomic
 
 MOST = 8_000_000  # bytes of all copies of a run
+PACKAGE = ("package.xml", "manifest.xml")
 BUNDLED = Path(__file__).parent / "assets"
 
 
@@ -37,14 +39,22 @@ def record(path: str, files: RobotFiles, run: Path) -> dict[str, Any]:
     """What run.json says of a robot; copies its files. path: as asset.path has it."""
     own = [f for f in (*files.model, *files.networks.values()) if not f.is_relative_to(BUNDLED)]
     copied = sum(f.stat().st_size for f in own) <= MOST
-    folder = Path(os.path.commonpath([f.parent for f in own])) if own and copied else None
+    packages = {p for f in own if (p := _package_of(f))}
+    folder = Path(os.path.commonpath([*(f.parent for f in own), *packages])) if own and copied else Path()
+
+    def keep(file: Path) -> Path:
+        copy = Path("robot") / folder.name / file.relative_to(folder)
+        (run / copy).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(run / copy, file.read_bytes())
+        return copy
 
     def entry(name: str, file: Path) -> dict[str, Any]:
-        copy = Path("robot") / file.relative_to(folder) if folder and file in own else None
-        if copy:
-            (run / copy).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(run / copy, file.read_bytes())
-        return {"name": name, "sha256": sha256(file), "copy": copy and str(copy)}
+        return {"name": name, "sha256": sha256(file), "copy": str(keep(file)) if copied and file in own else None}
+
+    for package in packages if copied else ():
+        for name in PACKAGE:
+            if (package / name).is_file():
+                keep(package / name)
 
     return {
         "path": path,
@@ -53,27 +63,36 @@ def record(path: str, files: RobotFiles, run: Path) -> dict[str, Any]:
     }
 
 
-def compare(run: Path, robot: dict[str, Any] | None, asset: Mapping[str, Any]) -> str | None:
+def compare(
+    run: Path, robot: dict[str, Any] | None, asset: Mapping[str, Any], files_of: Callable[[Path], list[Path]]
+) -> str | None:
     """A warning where files of the robot are not those of the run any more. robot: what run.json has of it.
 
     A file that `asset` names otherwise than the run did is another one on purpose. Of a run of before nothing is known.
+    files_of: which files a model is made of, none if it cannot be read: one that names files by absolute paths does
+    not stand alone as a copy.
     Raises: UserError where a file is gone but the run has a copy.
     """
     changed, copies = [], []
     for key, name, entries in _still_named(robot, asset) if robot else ():
-        copy, there = entries[0]["copy"], find_file(name)
-        ours = f"{key}={run / copy}" if copy else ""
-        if there is None:
-            if ours:
-                raise UserError(f"{key}: no file '{name}' in {Path.cwd()} any more; the run has a copy: {ours}")
-            continue  # whoever reads it says so
-        paths = [there, *(there.parent / e["name"] for e in entries[1:])]
-        if other := [e["name"] for p, e in zip(paths, entries) if not _same(p, e["sha256"])]:
+        there = find_file(name)
+        paths = [there, *(there.parent / e["name"] for e in entries[1:])] if there else []
+        other = [e["name"] for p, e in zip(paths, entries) if not _same(p, e["sha256"])]
+        if there and not other:
+            continue
+        ours, copy = "", entries[0]["copy"]
+        if copy:
+            ours, folder = f"{key}={run / copy}", Path(os.path.abspath(run / "robot"))
+            if key == "asset.path" and not _within(folder, files_of(run / copy)):
+                ours = f"{run / 'robot'} (not to be loaded from there: the model has absolute paths)"
+        if not there and ours:
+            raise UserError(f"{key}: no file '{name}' in {Path.cwd()} any more; the run has a copy: {ours}")
+        if there:  # else whoever reads it says so
             changed.append(f"{key}: {', '.join(other)}")
             copies.append(ours)
     if not changed:
         return None
-    fix = f"; to take the run's own copies: {' '.join(copies)}" if all(copies) else ""
+    fix = f"; the run's own copies: {' '.join(copies)}" if all(copies) else ""
     return f"{'; '.join(changed)}: changed since this run was trained, and used as it is now{fix}"
 
 
@@ -85,6 +104,15 @@ def _still_named(robot: dict[str, Any], asset: Mapping[str, Any]) -> list[tuple[
         if (name := (actuator or {}).get("file")) in networks:
             out.append((f"asset.actuators.{group}.file", name, [networks[name]]))
     return out
+
+
+def _package_of(file: Path) -> Path | None:
+    """The ROS package that holds it."""
+    return next((p for p in file.parents if any((p / name).is_file() for name in PACKAGE)), None)
+
+
+def _within(folder: Path, files: list[Path]) -> bool:
+    return bool(files) and all(f.is_relative_to(folder) for f in files)
 
 
 def _same(file: Path, digest: str) -> bool:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -163,9 +163,9 @@ def open_run(path: str | Path) -> Run:
     return run
 
 
-def changed_robot(run: Path, asset: Mapping[str, Any]) -> str | None:
+def changed_robot(run: Path, asset: Mapping[str, Any], files_of: Callable[[Path], list[Path]]) -> str | None:
     """A warning where the robot of the configuration is not as it was when the run was made, see robot_files.py."""
-    return robot_files.compare(run, _read_run(run).get("robot"), asset)
+    return robot_files.compare(run, _read_run(run).get("robot"), asset, files_of)
 
 
 def find(run: str | Path, outputs: str | Path = "outputs") -> Path:

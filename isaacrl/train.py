@@ -22,6 +22,7 @@ from isaacrl.trends import History
 from isaacrl.troubles import Troubles
 
 MAX_FAILED_SAVES = 3  # consecutive failures to write a checkpoint before training stops
+GRADE = 0.05  # of curricula: returns are compared where these are as far, and levels of a terrain always move a little
 MAX_SKIPPED_ITERATIONS = 20  # consecutive iterations without one finite update before training stops
 
 
@@ -89,6 +90,15 @@ class Progress:
     last_length: float | None = None
     best: float | None = None
     best_saved: float | None = None
+    curriculum: float = 0.0  # how far the task's curricula have come, their mean, 0 to 1 in steps of GRADE
+    curriculum_saved: float = 0.0  # when best_saved was
+
+    @property
+    def better(self) -> bool:
+        """Than all that was saved. A return on a harder task is not to be compared with one on an easier task."""
+        if self.last is None or self.best_saved is None:
+            return self.last is not None
+        return (self.curriculum, self.last) > (self.curriculum_saved, self.best_saved)
 
 
 def _loop(
@@ -155,14 +165,12 @@ class Saver:
 
     def __init__(self, cfg: DictConfig, env: Env, algo: Any, run: Run, progress: Progress, log: Log):
         self.cfg, self.env, self.algo, self.run, self.progress, self.log = cfg, env, algo, run, progress, log
-        self.saved_at, self.best_saved, self.failures = progress.iteration, progress.best_saved, 0
+        self.saved_at, self.failures = progress.iteration, 0
 
     def after_iteration(self) -> None:
         at, every = self.progress.iteration, self.cfg.checkpoint.every
-        score = self.progress.last
-        better = score is not None and (self.best_saved is None or score > self.best_saved)
         # While it improves all the time, the best policy is worth a file only every few iterations.
-        if at % every == 0 or self.failures or (better and at - self.saved_at >= min(10, every)):
+        if at % every == 0 or self.failures or (self.progress.better and at - self.saved_at >= min(10, every)):
             self.save()
 
     def finish(self) -> None:
@@ -172,8 +180,9 @@ class Saver:
 
     def save(self) -> None:
         progress = self.progress
-        if progress.last is not None and (self.best_saved is None or progress.last > self.best_saved):
-            progress.best_saved = progress.last
+        before = progress.best_saved, progress.curriculum_saved
+        if progress.better:
+            progress.best_saved, progress.curriculum_saved = progress.last, progress.curriculum
         state = {
             "signature": algos.signature(self.env),
             "algo": self.algo.state_dict(),
@@ -181,10 +190,17 @@ class Saver:
             "progress": dict(vars(progress)),
         }
         try:
-            runs.save_checkpoint(self.run.path, state, progress.iteration, progress.last, self.cfg.checkpoint.keep)
+            runs.save_checkpoint(
+                self.run.path,
+                state,
+                progress.iteration,
+                progress.last,
+                self.cfg.checkpoint.keep,
+                curriculum=progress.curriculum,
+            )
         except CheckpointError as e:
             self.failures += 1
-            progress.best_saved = self.best_saved
+            progress.best_saved, progress.curriculum_saved = before
             if self.failures >= MAX_FAILED_SAVES:
                 raise UserError(
                     f"{self.run.path}: {MAX_FAILED_SAVES} checkpoints in a row could not be written ({e}); "
@@ -192,7 +208,7 @@ class Saver:
                 ) from e
             self.log.warn(f"checkpoint not written ({e}); trying again")
         else:
-            self.failures, self.saved_at, self.best_saved = 0, progress.iteration, progress.best_saved
+            self.failures, self.saved_at = 0, progress.iteration
 
 
 def _export_best(cfg: DictConfig, env: Env, algo: Any, run: Run, log: Log) -> int | None:
@@ -271,7 +287,9 @@ def _troubles(cfg: DictConfig, env: Env, algo: Any, run: Run, start: int) -> Tro
 
 
 def _track(progress: Progress, metrics: dict[str, float]) -> None:
-    """Keep the first, last and best return."""
+    """Keep the first, last and best return, and how far the curricula are."""
+    far = [v for k, v in metrics.items() if k.startswith("curriculum/")]
+    progress.curriculum = round(sum(far) / len(far) / GRADE) * GRADE if far else 0.0
     if "return" in metrics:
         progress.last, progress.last_length = metrics["return"], metrics["episode_length"]
         progress.first = progress.first if progress.first is not None else progress.last

@@ -110,6 +110,32 @@ def test_rewards_events_and_commands_follow():
         assert float(share) == pytest.approx(1.0 - p)
 
 
+def test_bad_episodes_lead_back_as_far_as_told_and_cut_off_ones_count_nothing():
+    e = env(METRIC, GROWS.replace("episodes: 4", "episodes: 4, back: 0.5"))
+    ended(e, "upright", 1.0)
+    ended(e, "upright", [0.0] * 4 + [1.0] * 4)
+    assert progress(e) == pytest.approx(1 / 4 + (4 - 0.5 * 4) / 32)
+    e.state.episode_metrics["upright"] = torch.ones(8)
+    e.state.episode_step.fill_(50)
+    e.reset()
+    assert progress(e) == pytest.approx(10 / 32) and e.state.whole.all()
+
+
+def test_a_commands_ranges_follow():
+    e = env(
+        "task.commands.velocity.curriculum=way",
+        "+task.curricula.way={fn: steps, end: 100}",
+        task="go2_flat",
+        num_envs=64,
+    )
+    speeds = []
+    for step in (30, 100):
+        e.state.random.step.fill_(step)
+        e.reset()
+        speeds.append(e.state.command("velocity")[:, 0].abs().max().item())
+    assert 0.25 < speeds[0] < 0.31 and 0.9 < speeds[1] < 1.01, speeds
+
+
 def test_a_stage_switches_on():
     e = env(
         METRIC,
@@ -187,6 +213,10 @@ def test_a_compiled_step_moves_it_as_a_plain_one_does():
         (["+task.curricula.x={fn: steps, end: 5}", "+task.rewards.alive.curriculum={name: x, stage: 1}"], "no stages"),
         ([METRIC, "+task.curricula.x={fn: performance, metric: upright}"], "give one of above and below"),
         (["+task.curricula.x={fn: stages, conditions: []}"], "conditions: give a list"),
+        (
+            [METRIC, "+task.curricula.x={fn: stages, conditions: [{metric: upright, above: 0.5}], episodes: 0}"],
+            "episodes: got 0; must be above 0",
+        ),
         (["+task.commands.v={fn: velocity_in_stages, stage: x, lin_vel_x: [[0, 1]]}"], "no curriculum 'x'"),
         (["+task.commands.v={fn: velocity_in_stages, stage: x, lin_vel_x: []}"], "task.commands.v: lin_vel_x: give a"),
     ],

@@ -291,6 +291,34 @@ def test_an_update_to_data_ratio_counts_transitions():
     env, agent_ = agent("sac", "algo.utd=0.3")  # 2.4 updates a step of 8 worlds
     trained(env, agent_, 3)
     assert agent_.updates == math.floor(4 * 2.4) == agent_.updates_per_iteration
+    trained(env, agent_, 4)
+    assert agent_.updates == math.floor(5 * 4 * 2.4)  # fractions add up over iterations
+    env, agent_ = agent("sac", "algo.utd=0.01")  # less than one an iteration
+    trained(env, agent_, 2 + 10)
+    assert agent_.updates == math.floor(10 * 4 * 0.08) == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ([], ["algo.average=0.9"], ""),
+        (["algo.normalize_reward=false"], ["algo.normalize_reward=true"], ""),
+        ([], ["algo.tune_alpha=false"], "leave algo.hidden, .*algo.tune_alpha"),
+        ([], ["algo.critic_hidden=[16, 16, 16]"], "leave algo.hidden"),
+    ],
+)
+def test_what_a_resumed_agent_may_change(before, after, message):
+    env, one = agent("sac", *before)
+    trained(env, one, 3)
+    env, other = agent("sac", *after)
+    if message:
+        with pytest.raises(UserError, match=message):
+            algos.restore(other, one.state_dict())
+        return
+    algos.restore(other, one.state_dict())
+    for a, b in zip(one.deployed.net.parameters(), other.actor.net.parameters()):
+        assert torch.equal(a, b)
+    assert all(math.isfinite(v) for v in trained(env, other, 3)[-1].values())
 
 
 def test_half_a_cosine_leads_to_the_last_learning_rate():

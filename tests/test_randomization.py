@@ -385,6 +385,7 @@ BAD = {
     "randomize one of them": ("field=[actuation.strength, actuator_gainprm]", "range=[1, 2]"),
     "different sizes": ("field=[body_mass, geom_friction]", "range=[1, 2]"),
     "whole numbers": ("field=geom_condim", "range=[1, 2]"),
+    "x.curriculum": ("field=body_mass", "range=[1, 2]", "when=startup", "curriculum=way"),
     "drawn once": ("field=body_mass", "range=[1, 2]", "when=startup", "schedule={start: 0, end: 9}"),
     "whole numbers with 0 <= start < end": ("field=body_mass", "range=[1, 2]", "schedule={start: 5, end: 2}"),
 }

@@ -221,6 +221,17 @@ def test_the_last_and_the_best_stay(tmp_path):
         assert runs.load_checkpoint(tmp_path, which)[1]["iteration"] in (50, 60)
 
 
+def test_the_best_is_one_from_where_curricula_had_come_furthest(tmp_path):
+    """Whatever the returns were while the task was easier."""
+    scores = {10: (0.0, 9.0), 20: (0.5, 5.0), 30: (1.0, 1.0), 40: (1.0, 2.0), 50: (1.0, None), 60: (0.95, 8.0)}
+    for i, (far, score) in scores.items():
+        runs.save_checkpoint(tmp_path, state(i), i, score, 1, curriculum=far)
+    assert runs.load_checkpoint(tmp_path, "best")[1]["iteration"] == 40
+    assert saved(tmp_path) == {"000040.pt", "000060.pt"}
+    (tmp_path / "checkpoints/index.json").unlink()  # it is in the files, too
+    assert runs.load_checkpoint(tmp_path, "best")[1]["iteration"] == 40
+
+
 def test_the_same_iteration_again_never_overwrites_the_file_that_counts(tmp_path, monkeypatch):
     """A crash between the new file and the new index must leave the old pair whole."""
     save(tmp_path, 7)

@@ -78,15 +78,22 @@ def mirrored_state(env, mirror, qpos, qvel):
     return out_pos, out_vel
 
 
-def hills(s):
+def hills(env):
     """Heights that terms see below them, though nothing stands on them: mirror images in worlds 0 and 1."""
-    side = torch.tensor([1.0, -1.0])
+    s, side = env.state, torch.tensor([1.0, -1.0])
+    scan = next(t.fn for group in env.groups for t in group.terms if t.name == "height_scan")
 
     def above_ground(pos_w):
         y = pos_w[..., 1] * side.view(-1, *[1] * (pos_w.ndim - 2))
         return pos_w[..., 2] - 0.05 * torch.sin(3.0 * pos_w[..., 0] + 5.0 * y)
 
-    s.above_ground = above_ground
+    def scanner(pos_w, heading):
+        cos, sin = heading.cos()[:, None], heading.sin()[:, None]
+        x, y = cos * scan.x - sin * scan.y, sin * scan.x + cos * scan.y
+        z = torch.zeros_like(x)
+        return above_ground(pos_w[:, None] + torch.stack((x, y, z), dim=2))
+
+    s.above_ground, scan.scanner = above_ground, scanner
 
 
 def command(env, value):
@@ -118,7 +125,7 @@ def test_mirrored_actions_from_a_mirrored_state_keep_it_the_mirror_image(task):
     engine.write("qvel", qvel)
     engine.forward()
     s.refresh()
-    hills(s)
+    hills(env)
     command(env, torch.tensor([0.5, 0.2, -0.4]))
     worlds = torch.ones(2, dtype=torch.bool)
     largest = {}

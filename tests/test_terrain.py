@@ -55,21 +55,42 @@ def test_the_steepest_slope_has_35_degrees(kind, sign):
 
 def test_ditches_stones_obstacles_waves_and_roughness_are_as_large_as_said():
     heights, place = patch("gap")
-    width = (heights[len(place) // 2] < -0.9).sum() * 0.1 / 2
-    assert width == pytest.approx(0.8, abs=0.11)
+    assert runs(heights[len(place) // 2] < -0.9) == [7, 7]  # eight cells of 0.1 m from edge to edge
     heights, _ = patch("rough")
     assert 0.09 < abs(heights).max() <= 0.1 and heights.min() < -0.09
     heights, _ = patch("obstacles")
     assert {round(abs(float(h)), 3) for h in np.unique(heights)} <= {0.0, 0.125, 0.25} and abs(heights).max() == 0.25
     heights, _ = patch("waves")
     assert heights.max() - heights.min() == pytest.approx(0.5, abs=0.01)
-    heights, place = patch("stones", size=12.0)
-    row = heights[np.abs(place) > 3][0] if (heights[np.abs(place) > 3][0] < -0.5).any() else heights[20]
-    holes = np.diff(np.nonzero(np.diff((row < -0.5).astype(int)))[0])
-    assert (holes * 0.1 <= 0.5 + 1e-6).all() and heights.min() == -1.0
+    for level, cells, wide in ((2, 4, 4), (1, 2, 8)):  # 0.4 m and 0.225 m, and stones as wide as 0.4 m and 0.8 m
+        heights, place = patch("stones", level, size=12.0)
+        inner = heights[(place > -5.5) & (place < -1.5)][:, abs(place) < 5.5]
+        row = next(r for r in inner if r.max() == 0.0)  # across stones, not along a gap
+        assert set(runs(row < 0.0)[1:-1]) == {cells - 1} and set(runs(row == 0.0)[1:-1]) == {wide + 1}
+        assert set(np.unique(row)) == {-1.0, 0.0}
+    assert (patch("stones", 0)[0] == 0.0).all()
 
 
-@pytest.mark.parametrize("kind", sorted(set(terrain.KINDS) - {"rough"}))
+def runs(row):
+    """How many there are of each run of true values."""
+    ends = np.nonzero(np.diff(np.concatenate([[0], row.astype(int), [0]])))[0]
+    return list(ends[1::2] - ends[::2])
+
+
+def test_every_kind_gets_its_share_of_the_columns_and_none_is_left_out():
+    def columns(n, **kinds):
+        return list(terrain._columns(settings(kinds=kinds, columns=n)))
+
+    assert columns(20, stairs_up=10, stairs_down=10, gap=0.5, stones=0.5) == (
+        ["stairs_up"] * 9 + ["stairs_down"] * 9 + ["gap", "stones"]
+    )
+    assert columns(10, rough=0.96, gap=0.04) == ["rough"] * 9 + ["gap"]
+    assert columns(10, stairs_up=0.2, rough=0.3, flat=0.5) == ["stairs_up"] * 2 + ["rough"] * 3 + ["flat"] * 5
+    with pytest.raises(UserError, match="give each at least one"):
+        columns(1, rough=1, gap=1)
+
+
+@pytest.mark.parametrize("kind", sorted(terrain.KINDS))
 def test_patches_end_at_height_0(kind):
     for level in range(3):
         heights, _ = patch(kind, level)
@@ -202,6 +223,14 @@ def test_a_scan_turns_with_the_robot():
         torch.testing.assert_close(scan[:, k], expected, rtol=0.0, atol=1e-4)
 
 
+def test_a_contract_says_where_a_scan_looks():
+    e = env(*SMALL)
+    (group,) = (g for g in e.groups if g.name == "policy")
+    (scan,) = (t for t in group.contract(e.state) if t["name"] == "height_scan")
+    assert scan["parameters"] == {"size": [1.6, 1.0], "resolution": 0.1, "offset": 0.3, "most": 1.0}
+    assert scan["size"] == 17 * 11 and scan["unit"] == "m"
+
+
 def test_the_edge_ends_an_episode_without_failure():
     e = env(*SMALL)
     s = e.state
@@ -261,6 +290,9 @@ def test_way_is_what_was_come_of_what_was_asked():
     e.engine.forward()
     s.refresh()
     torch.testing.assert_close(way(s), torch.tensor([0.75] * 15 + [1.0] * 15), rtol=0.0, atol=0.02)
+    way.reset(s, e.everywhere)
+    s.terminated[::2] = True  # who falls before much was asked has not come all the way
+    assert (way(s)[::2] == 0.0).all() and (way(s)[1::2] == 1.0).all()
 
 
 def test_an_evaluation_tells_kinds_and_levels_apart():

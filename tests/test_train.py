@@ -226,6 +226,7 @@ def test_exported_policy_acts_as_the_environment_did(tmp_path, algo):
         np.testing.assert_allclose(target, info["target"].numpy(), atol=1e-5)
         np.testing.assert_allclose(action, ours.numpy(), atol=1e-5)
     terms = {t["name"]: t for t in contract["input"]["terms"]}
+    assert terms["joint_pos"]["parameters"]["biased"] is True
     assert terms["joint_pos"]["unit"] == ["m", "rad"] and terms["joint_vel"]["unit"] == ["m/s", "rad/s"]
     assert terms["joint_vel"]["history"] == 3 and terms["joint_vel"]["components"] == ["slider", "hinge"]
     assert terms["joint_pos"]["scale"] == [2.0, 2.0] and terms["joint_vel"]["clip"][0] == [-1.5, -1.5]

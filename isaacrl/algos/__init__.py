@@ -79,5 +79,5 @@ def restore(algo: Any, state: dict[str, Any]) -> None:
             raise
         raise UserError(
             "checkpoint: its networks are not those of this configuration; leave algo.hidden, algo.critic_hidden, "
-            "algo.recurrent, algo.rnn_hidden and the other settings of networks as the run has them"
+            "algo.recurrent, algo.rnn_hidden, algo.tune_alpha and the other settings of networks as the run has them"
         ) from e

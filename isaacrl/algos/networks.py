@@ -105,7 +105,9 @@ class Adam:
         return {0: {k: v.clone() for k, v in self.state.items()}}
 
     def load_state_dict(self, stored: dict[int, dict[str, Tensor]]) -> None:
-        """Take over state_dict(), in place; an empty one is that of a start."""
+        """Take over state_dict(), in place; an empty one is that of a start. Raises: RuntimeError for another size."""
+        if stored and stored[0]["exp_avg"].shape != self.param.shape:
+            raise RuntimeError("loading state_dict: the optimizer's is of other networks")
         for k, v in self.state.items():
             v.copy_(stored[0][k]) if stored else v.zero_()
 

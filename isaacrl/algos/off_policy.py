@@ -131,9 +131,10 @@ class OffPolicy:
             self.prepare(timer)
         self.totals.zero_()
         self._schedule()
-        learning, before = self.steps >= self.cfg.warmup, self.updates
-        for t in range(self.cfg.num_steps):
-            count = math.floor((t + 1) * self.per_step) - math.floor(t * self.per_step) if learning else 0
+        learned, before = self.steps - self.cfg.warmup, self.updates
+        for t in range(learned, learned + self.cfg.num_steps):
+            # Fractions add up over the run, not over an iteration alone, which may be shorter than one update.
+            count = math.floor((t + 1) * self.per_step) - math.floor(t * self.per_step) if learned >= 0 else 0
             self._step(count, timer)
         self.steps += self.cfg.num_steps
         return self._metrics(self.updates - before)
@@ -349,7 +350,9 @@ class OffPolicy:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore state_dict(). Without a stored buffer a new one is filled, for as long as algo.warmup says."""
         for name, module in self._modules().items():
-            stored = state[name]
+            if name == "rewards" and name not in state:  # they were not scaled before: their scale begins here
+                continue
+            stored = state.get(name, state["deployed"] if name == "actor" else {})  # without an average both are one
             if name == "rewards" and stored["running"].shape != self.rewards.running.shape:  # pyright: ignore[reportOptionalMemberAccess]
                 stored = stored | {"running": self.rewards.running}  # pyright: ignore[reportOptionalMemberAccess]
             module.load_state_dict(stored)

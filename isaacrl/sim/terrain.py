@@ -1,6 +1,7 @@
 """Terrain: a height field of patches, kinds along y and levels of difficulty along x, from a seed.
 
-A robot starts on the flat middle of a patch. Every patch ends at height 0 where it meets its neighbours.
+A robot starts in the middle of a patch, which is flat but for `rough` and `waves`. Every patch ends at height 0 where
+it meets its neighbours.
 """
 
 from collections.abc import Callable
@@ -52,7 +53,8 @@ def rough(x: np.ndarray, y: np.ndarray, d: float, cfg: Any, rng: np.random.Gener
     low = np.minimum(place.astype(int), n - 2)
     share = place - low
     between = coarse[:, low] * (1 - share) + coarse[:, low + 1] * share
-    return between[low] * (1 - share)[:, None] + between[low + 1] * share[:, None]
+    h = between[low] * (1 - share)[:, None] + between[low + 1] * share[:, None]
+    return h * np.clip(_pyramid(x, y, cfg) / 0.3, 0.0, 1.0)
 
 
 def _pyramid(x: np.ndarray, y: np.ndarray, cfg: Any) -> np.ndarray:
@@ -86,10 +88,13 @@ def obstacles(x: np.ndarray, y: np.ndarray, d: float, cfg: Any, rng: np.random.G
 
 
 def stones(x: np.ndarray, y: np.ndarray, d: float, cfg: Any, rng: np.random.Generator) -> np.ndarray:
-    """Stepping stones with deep gaps between: smaller and further apart the harder."""
-    gap, wide = 0.05 + d * (cfg.stone_gap - 0.05), 1.2 - 0.8 * d
-    shift = rng.uniform(0.0, wide + gap, 2)
-    inside = [np.mod(v + s, wide + gap) < wide for v, s in zip((x, y), shift)]
+    """Stepping stones with deep gaps between: smaller and further apart the harder; both in whole cells."""
+    gap, wide = (round(v / cfg.resolution) for v in (0.05 + d * (cfg.stone_gap - 0.05), 1.2 - 0.8 * d))
+    if d * cfg.stone_gap > 0.0:
+        gap = max(gap, 2)  # over one cell alone two stones would meet
+    shift = rng.integers(0, wide + gap, 2)
+    cells = [np.rint(v / cfg.resolution).astype(int) + s for v, s in zip((x, y), shift)]
+    inside = [np.mod(c, wide + gap) <= wide for c in cells]  # the heights at both of a stone's edges
     around = (np.maximum(abs(x), abs(y)) <= PLATFORM) | (_pyramid(x, y, cfg) < 0.3)
     return np.where(inside[0] & inside[1] | around, 0.0, -HOLE)
 
@@ -160,10 +165,13 @@ def _columns(cfg: Any) -> list[str]:
     shares = {k: v for k, v in cfg.kinds.items() if v > 0.0}
     if not shares:
         raise UserError("task.terrain.kinds: all shares are 0; give one more, or leave terrain out")
-    ends = np.cumsum(list(shares.values())) / sum(shares.values())
     if cfg.columns < len(shares):
         raise UserError(f"task.terrain.columns: {cfg.columns} for {len(shares)} kinds; give each at least one")
-    return [list(shares)[int(np.searchsorted(ends, (c + 0.5) / cfg.columns))] for c in range(cfg.columns)]
+    total, counts = sum(shares.values()), dict.fromkeys(shares, 1)
+    for _ in range(cfg.columns - len(shares)):  # the next one to whom most is owed
+        kind = max(shares, key=lambda k: shares[k] / total * cfg.columns - counts[k])
+        counts[kind] += 1
+    return [kind for kind, n in counts.items() for _ in range(n)]
 
 
 def add_to(spec: mujoco.MjSpec, terrain: Terrain, **geom: Any) -> None:

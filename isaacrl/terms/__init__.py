@@ -62,6 +62,7 @@ class Bound:
         is_class = inspect.isclass(fn)
         self.joints: list[str] | None = None  # what a parameter `joints` names
         self.joint_units: list[str] | None = None  # rad or m, of each
+        self.parameters: dict[str, Any] = {}  # as the configuration has them, with defaults
         params = self._resolve(fn.__init__ if is_class else fn, node, s)
         try:
             self.fn: Any = fn(s, **params) if is_class else fn
@@ -92,6 +93,7 @@ class Bound:
             if p.name not in given and p.default is p.empty:
                 raise UserError(f"{self.key}: missing parameter '{p.name}'")
             value = given.pop(p.name, p.default)
+            self.parameters[p.name] = value
             kind = hints.get(p.name)
             if kind is Joints:
                 ids = match(patterns(value), s.robot.joint_names, f"{self.key}.{p.name}")

@@ -76,7 +76,9 @@ class stages(Curriculum):
                 raise UserError(f"conditions: unknown {sorted(unknown)}; a condition has metric, and above or below")
             self.rules.append((c["metric"], c.get("above"), c.get("below")))
             good(s, torch.zeros_like(s.whole), *self.rules[-1])
-        self.share, self.weight = share, 1.0 / (episodes * s.num_envs)
+        if not episodes > 0.0:
+            raise UserError(f"episodes: got {episodes}; must be above 0")
+        self.share, self.weight = share, min(1.0, 1.0 / (episodes * s.num_envs))
         self.stage = torch.zeros((), dtype=torch.int64, device=s.device)
         self.mean = torch.zeros((), device=s.device)  # share of the latest episodes that meet the condition
         self.tensors |= {"stage": self.stage, "mean": self.mean}
@@ -100,7 +102,8 @@ class terrain_levels(Curriculum):
     """A robot that has left its patch goes on to the next level; one that came less than `share` of the way that its
     commands would have led goes back. Who has passed the hardest level starts again on any. progress: the mean level.
 
-    Source: Rudin et al. 2022, arXiv:2109.11978, section 3.2; there the way is that of the last command.
+    Source: Rudin et al. 2022, arXiv:2109.11978, section 3.2; there the way is that of the last command, for a whole
+    episode; here who falls early is asked for no more than the commands of the time until then.
     """
 
     def __init__(self, s: State, *, command: str = "velocity", share: float = 0.5):

@@ -1,6 +1,7 @@
 """A group of observations: from terms to the vector that a network reads."""
 
 import itertools
+import math
 import re
 from typing import Any
 
@@ -164,6 +165,7 @@ class ObservationGroup:
                     "name": term.name,
                     "fn": term.settings.get("fn", term.name),
                     "description": doc,
+                    "parameters": {k: _plain(v) for k, v in term.parameters.items()},
                     "size": n,
                     "history": h,
                     "offset": first,
@@ -178,6 +180,17 @@ class ObservationGroup:
                 }
             )
         return out
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; what it does not know in words."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
 def _unit(doc: str, joint_units: list[str] | None) -> str | list[str] | None:

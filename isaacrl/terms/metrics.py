@@ -37,7 +37,7 @@ def ang_vel_error(s: State, *, command: str = "velocity") -> Tensor:
 class way(Term):
     """How far the base has come, as a share of where the commands would have led, 1 at most, [E]; use `reduce: last`.
 
-    least: who was led less far has come all the way [m].
+    least: who was led less far has come all the way [m], unless the episode ends in a fall.
     """
 
     def __init__(self, s: State, *, command: str = "velocity", least: float = 1.0):
@@ -53,7 +53,8 @@ class way(Term):
 
     def __call__(self, s: State) -> Tensor:
         come, asked = (torch.linalg.vector_norm(x, dim=1) for x in (s.base_pos_w[:, :2] - self.start, self.asked))
-        return torch.where(asked < self.least, 1.0, (come / asked.clamp(min=1e-6)).clamp(max=1.0))
+        share = (come / asked.clamp(min=self.least)).clamp(max=1.0)
+        return torch.where((asked < self.least) & ~s.terminated, 1.0, share)
 
 
 def tracks_velocity(s: State, *, std: float = 0.5, command: str = "velocity") -> Tensor:

@@ -105,7 +105,7 @@ class height_scan:
     """How far the ground is below the base at points around it, less offset [m], [E, n]; points turn with the heading.
 
     size: of the grid along the base's x and y axes [m]; resolution: between its points [m]. Row by row from behind on
-    the right, x first.
+    the right, x first. most: above and below the offset no more than this is seen [m].
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class height_scan:
         size: tuple[float, float] = (1.6, 1.0),
         resolution: float = 0.1,
         offset: float = 0.0,
-        clip: float = 1.0,
+        most: float = 1.0,
     ):
         if not resolution > 0.0 or min(size) < 0.0:
             raise UserError(f"size {list(size)}, resolution {resolution}: both must be positive")
         n = [round(float(x) / resolution) + 1 for x in size]
         x, y = (torch.arange(k, device=s.device) - (k - 1) / 2.0 for k in n)
         self.x, self.y = x.repeat(n[1]) * resolution, y.repeat_interleave(n[0]) * resolution  # [n]
-        self.offset, self.clip = offset, clip
+        self.offset, self.most = offset, most
         self.scanner: Any = None  # none is needed above a plane
         if (ground := s.ground) is not None:
             from isaacrl.sim.scan import Scanner  # starts Warp
@@ -134,7 +134,7 @@ class height_scan:
             below = s.base_pos_w[:, 2:].expand(-1, len(self.x))
         else:
             below = self.scanner(s.base_pos_w, s.heading_w)
-        return (below - self.offset).clamp(-self.clip, self.clip)
+        return (below - self.offset).clamp(-self.most, self.most)
 
 
 def imu_ang_vel(s: State, *, sensor: str = "imu") -> Tensor:
@@ -153,7 +153,10 @@ def imu_projected_gravity(s: State, *, sensor: str = "imu") -> Tensor:
 
 
 def gait_clock(s: State, *, period: float, offsets: list[float]) -> Tensor:
-    """Sine and cosine of each foot's phase, time / period + offset turns, [E, 2 F]. period [s]."""
+    """Sine and cosine of each foot's phase, time / period + offset turns, [E, 2 F].
+
+    period: of a gait [s].
+    """
     turns = s.episode_time / period
     phase = 2 * math.pi * torch.stack([turns + offset for offset in offsets], dim=1)
     return torch.cat((torch.sin(phase), torch.cos(phase)), dim=1)
