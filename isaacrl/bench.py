@@ -148,6 +148,7 @@ def _measure(cfg: DictConfig, memory: "Memory", iterations: int, warmup: int) ->
         "startup_s": phases.seconds,
         "overflow": int(total["overflow"]),
         "nonfinite": int(total["nonfinite"]),
+        "spoilt_rewards": int(total["spoilt_rewards"]),
         "skipped_updates": int(total["skipped_updates"]),
         "resets": int(total["resets"]),
     }
@@ -242,7 +243,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
             f"of {memory['device_total_bytes'] / GIB:.0f} GiB, all programs together",
         )
         table.add_section()
-    for name in ("overflow", "nonfinite", "skipped_updates", "resets"):
+    for name in ("overflow", "nonfinite", "spoilt_rewards", "skipped_updates", "resets"):
         table.add_row(name.replace("_", " "), f"{r[name]}", "")
     console.print(table)
     console.print(f"{r['device']}: {r['device_name']}", markup=False, highlight=False, soft_wrap=True)

@@ -176,7 +176,7 @@ def _read(path: Path, digest: str | None) -> dict:
     """The content of a file: iteration, score and state. Raises UserError with a short reason."""
     import torch
 
-    name = f"{path.parent.name}/{path.name}"
+    name = f"{path.parent.name}/{path.name}" if path.parent.name == "checkpoints" else str(path)
     try:
         if digest is not None and sha256(path) != digest:
             raise UserError(f"{name} is damaged (its sha256 is not the one in index.json)")

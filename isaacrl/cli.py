@@ -27,7 +27,9 @@ def main(argv: list[str] | None = None) -> int:
         return _dispatch(args)
     except UserError as e:
         if debug:
-            raise
+            import traceback
+
+            traceback.print_exc()
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -39,7 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as e:
         if debug:
             raise
-        return _internal_error(e)
+        from isaacrl.mishaps import explain
+
+        if (text := explain(e)) is None:
+            return _internal_error(e)
+        print(f"error: {text} (--debug shows more)", file=sys.stderr)
+        return 2
 
 
 def _internal_error(e: Exception) -> int:

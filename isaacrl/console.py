@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -224,6 +225,8 @@ def closing(s: Status, summary: dict[str, Any]) -> list[Text]:
     took = duration(wall)
     if steps:
         took += f", {quantity(steps)} steps, {quantity(steps / max(wall, 1e-9))} steps/s"
+    if s.elapsed > wall + 5.0 and s.elapsed > 1.1 * wall:
+        took += f"; {duration(s.elapsed)} with checkpoints, videos and uploads"
     rows = [("return", _change(s.returns)), ("length", _change(s.lengths, best=False)), ("took", took)]
     for text, count in list(s.warnings.values())[:5]:
         rows.append(("warning", text + (f" ({count} times)" if count > 1 else "")))
@@ -244,6 +247,17 @@ def closing(s: Status, summary: dict[str, Any]) -> list[Text]:
     styles = {"warning": "yellow"}
     lines += [Text.assemble((f"  {label:<9}", "dim"), (value, styles.get(label, ""))) for label, value in rows]
     return lines + [Text("next:", style="dim")] + [Text(f"  {c}", style="cyan") for c in commands]
+
+
+def shown(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
+    """Go through items; on a terminal with a bar, which goes away at the end."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield from items
+        return
+    from rich.progress import track
+
+    yield from track(items, description=what, total=total, console=console, transient=True)
 
 
 def start_up(s: Status) -> str:

@@ -15,21 +15,21 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from isaacrl import sim
+from isaacrl import mishaps, sim
 from isaacrl.errors import UserError
 from isaacrl.fuse import program
 from isaacrl.fuse.trace import may_ask
 from isaacrl.ground import Ground
 from isaacrl.state import Robot, State
 from isaacrl.task import Task, container
-from isaacrl.terms import Bound, add_sensors, bind, bind_curricula, bind_sensors, find, stack
+from isaacrl.terms import Bound, add_sensors, bind, bind_curricula, bind_sensors, check_value, find, stack
 from isaacrl.terms.group import ObservationGroup
 from isaacrl.terms.randomization import randomized_fields
 from isaacrl.timer import Timer
 
 FEWEST_FUSED = 64  # worlds; fewer gain little, and their number is often that of something else as well
 SATURATED = 0.98  # share of its largest useful size from which an action counts as saturated: a tanh never gets to 1
-COUNTS = 8  # columns of the sums of metrics before those of the task's own terms
+COUNTS = 9  # columns of the sums of metrics before those of the task's own terms
 
 
 class Env:
@@ -43,8 +43,10 @@ class Env:
         fields = randomized_fields(container(cfg.task)["events"], container(cfg.randomization))
         try:
             self.engine = sim.build(scene.model, cfg.num_envs, self.device, cfg.sim, scene.actuation, fields)
-        except ValueError as e:
-            raise UserError(f"randomization: {e}") from None
+        except (ValueError, MemoryError) as e:
+            if not mishaps.out_of_memory(e):
+                raise UserError(f"randomization: {e}") from None
+            raise UserError(f"num_envs: {cfg.num_envs} worlds do not fit in memory; take fewer") from None
         self.visual_model = scene.visual_model  # the engine's with all that pictures show
         self.robot_files = scene.files
         self.num_envs, self.decimation = cfg.num_envs, cfg.task.decimation
@@ -317,8 +319,9 @@ class Env:
         s = self.state
         for term in [*self.task.reward_terms, *self.task.termination_terms, *self.task.metric_terms]:
             value = term(s)
-            if value.shape != (self.num_envs,):
-                raise UserError(f"{term.key}: must return a tensor [num_envs], got {list(value.shape)}")
+            check_value(term, value, s)
+            if term in self.task.termination_terms and value.dtype != torch.bool:
+                raise UserError(f"{term.key}: must return a boolean tensor [num_envs], got {value.dtype}")
         own = self.task.observations(s)
         names = list(own) if own is not None else [g.name for g in self.groups]
         if "policy" not in names:
@@ -330,8 +333,9 @@ class Env:
             "dones": (self.task.dones(s)[0], (self.num_envs,)),
         }
         for hook, (value, expected) in shapes.items():
-            if tuple(value.shape) != expected:
-                raise UserError(f"task.env: {hook}() must return {list(expected)}, got {list(value.shape)}")
+            got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if got != list(expected):
+                raise UserError(f"task.env: {hook}() must return {list(expected)}, got {got}")
         self.engine.forward()
         s.refresh()
 
@@ -350,11 +354,12 @@ class Env:
             ended,
             ended * self.episode_return,
             ended * length,
-            self.spoilt.float(),
+            self.engine.nonfinite.float(),
             s.joint_torque.abs().sum(dim=1) / max(s.joint_torque.shape[1], 1),
             torch.ones_like(reward),
             done.float(),
             (s.action.abs() >= self._saturating).float().sum(dim=1) / max(s.action.shape[1], 1),
+            (self.spoilt & ~self.engine.nonfinite).float(),
         ]
         of_episodes = torch.where(ended[:, None] > 0, per_episode, 0.0)
         self._sums += torch.cat((torch.stack(counts, dim=1), of_episodes, rewards), dim=1)
@@ -372,6 +377,7 @@ class Env:
         episodes, steps, n = sums[0], max(sums[5], 1.0), COUNTS + len(self.task.metric_terms)
         out = {"nonfinite": sums[3], "overflow": float(overflow), "torque": sums[4] / steps, "resets": sums[6]}
         out["saturated"] = sums[7] / steps
+        out["spoilt_rewards"] = sums[8]
         out |= {f"curriculum/{t.name}": value for t, value in zip(self.curricula, progress)}
         out["reward"] = sum(sums[n:]) / steps
         for name, value in zip(self.task.reward_names, sums[n:]):
@@ -425,16 +431,15 @@ class Env:
                 f"sim.engine: the run was simulated by {state['engine_name']}, here it is {self.engine.name}; resume "
                 f"with sim.engine={state['engine_name']}, or start a new run from it without resume=true"
             )
-        mine = self.tensors()
-        theirs = state["env"]
-        wrong = [k for k in mine if k not in theirs or theirs[k].shape != mine[k].shape] + [
-            k for k in theirs if k not in mine
-        ]
-        if wrong:
-            shapes = {
-                k: (list(theirs[k].shape) if k in theirs else None, list(mine[k].shape) if k in mine else None)
-                for k in wrong[:2]
-            }
+        mine, theirs = self.tensors(), state["env"]
+        if (worlds := len(theirs["episode_step"])) != self.num_envs:
+            raise UserError(
+                f"num_envs: the run has {worlds} worlds, here are {self.num_envs}; resume with num_envs={worlds}, or "
+                "start a new run from it without resume=true"
+            )
+        shapes = {k: [list(x[k].shape) if k in x else None for x in (theirs, mine)] for k in sorted({*mine, *theirs})}
+        if wrong := {k: both for k, both in shapes.items() if both[0] != both[1]}:
+            shapes = dict(list(wrong.items())[:2])
             raise UserError(f"checkpoint: made by another environment; (stored, configured) shapes: {shapes}")
         self.engine.load_state_dict(state["engine"])
         self._overflow = int(self.engine.overflow.sum())

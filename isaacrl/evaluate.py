@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from isaacrl import algos, evaluate_terrain, runs
+from isaacrl.console import shown
 from isaacrl.env import Env
 from isaacrl.errors import UserError
 
@@ -23,7 +24,11 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     cfg = OmegaConf.merge(cfg, {"num_envs": math.ceil(options.episodes / rounds), "seed": options.seed})
     env = Env(cfg)
     algo, entry = algos.load(env, cfg, run_path, options.checkpoint)
-    episodes = run_episodes(env, algo.controller(env), options.episodes)
+    print(
+        f"evaluating {cfg.task.name}, checkpoint of iteration {entry['iteration']}: {options.episodes} episodes, "
+        f"engine {env.engine.name}"
+    )
+    episodes = run_episodes(env, algo.controller(env), options.episodes, "episodes")
     result = {
         "run": str(run_path),
         "checkpoint": entry,
@@ -38,7 +43,7 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     }
     if env.state.ground is not None:
         result["terrain"] = evaluate_terrain.by_patch(
-            env, lambda: run_episodes(env, algo.controller(env), env.num_envs)
+            env, lambda: run_episodes(env, algo.controller(env), env.num_envs, "kinds and levels of terrain")
         )
     result["solved"] = verdict(cfg.task.solved, result["metrics"], "solved")
     result["milestone"] = verdict(cfg.task.milestone, result["metrics"], "milestone")
@@ -52,12 +57,12 @@ def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def run_episodes(env: Env, act: Any, episodes: int) -> dict[str, Tensor]:
+def run_episodes(env: Env, act: Any, episodes: int, what: str = "") -> dict[str, Tensor]:
     """Per-episode figures, [episodes]: return, episode_length (share of the longest possible), terminated (1 where the
     episode ended before its time), and each metric.
 
     Every world contributes the same number of episodes, its first ones: counting whichever end first would favour
-    short ones.
+    short ones. what: of a bar on the terminal.
     """
     each = math.ceil(episodes / env.num_envs)
     names = [t.name for t in env.task.metric_terms]
@@ -66,7 +71,8 @@ def run_episodes(env: Env, act: Any, episodes: int) -> dict[str, Tensor]:
     total, length = torch.zeros(env.num_envs, device=env.device), torch.zeros(env.num_envs, device=env.device)
     worlds = torch.arange(env.num_envs, device=env.device)
     obs = env.reset()
-    for _ in range(each * env.max_episode_steps):
+    steps = range(each * env.max_episode_steps)
+    for _ in shown(steps, len(steps), what) if what else steps:
         obs, reward, terminated, truncated, info = env.step(act(obs["policy"]))
         total += reward
         length += 1
@@ -84,10 +90,13 @@ def run_episodes(env: Env, act: Any, episodes: int) -> dict[str, Tensor]:
     return dict(zip(["return", "episode_length", "terminated", "nonfinite", *names], values.unbind(1)))
 
 
-def statistics(values: Tensor) -> dict[str, float]:
-    """Mean with its 95% confidence interval (normal approximation), spread and extremes of per-episode values."""
+def statistics(values: Tensor) -> dict[str, Any]:
+    """Mean with its 95% confidence interval (normal approximation), spread and extremes of per-episode values; one
+    value has neither interval nor spread (None)."""
     n, mean = len(values), values.mean().item()
-    std = values.std().item() if n > 1 else 0.0
+    if n == 1:
+        return {"mean": mean, "ci95_low": None, "ci95_high": None, "std": None, "min": mean, "max": mean}
+    std = values.std().item()
     half = 1.96 * std / math.sqrt(n)
     return {
         "mean": mean,
@@ -125,7 +134,7 @@ def _show(result: dict[str, Any], written: str) -> None:
         table.add_row(
             name,
             f"{s['mean']:.4g}",
-            f"{s['ci95_low']:.4g} .. {s['ci95_high']:.4g}",
+            f"{s['ci95_low']:.4g} .. {s['ci95_high']:.4g}" if result["episodes"] > 1 else "-",
             f"{s['min']:.4g}",
             f"{s['max']:.4g}",
         )

@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,15 @@ def _tensorboard(run_path: Path, start_iteration: int) -> tuple[Write, Callable[
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     writer = EventFileWriter(str(run_path / "tb"), max_queue_size=1000, flush_secs=5)
+    usual = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        """Its own thread would end with a traceback on the console where the disk is full; add_event says so, too."""
+        files = [f.filename for f in traceback.extract_tb(args.exc_traceback)]
+        if not isinstance(args.exc_value, OSError) or not any("tensorboard" in f for f in files):
+            usual(args)
+
+    threading.excepthook = hook
     if start_iteration:  # readers then drop what an earlier process wrote beyond this step
         writer.add_event(
             Event(wall_time=time.time(), step=start_iteration + 1, session_log=SessionLog(status=SessionLog.START))
@@ -250,7 +260,11 @@ def _tensorboard(run_path: Path, start_iteration: int) -> tuple[Write, Callable[
         values = [Summary.Value(tag=k, simple_value=v) for k, v in metrics.items() if k != "iteration"]
         writer.add_event(Event(wall_time=wall_time, step=step, summary=Summary(value=values)))
 
-    return write, writer.close
+    def finish() -> None:
+        writer.close()
+        threading.excepthook = usual
+
+    return write, finish
 
 
 def _wandb(

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from isaacrl.errors import UserError
+from isaacrl.files import write_atomic
 
 
 def write_video(frames: Iterable[np.ndarray], path: str | Path, fps: float) -> int:
@@ -74,7 +75,7 @@ def _feed(command: list[str], frames: Iterable[np.ndarray]) -> int:
 
 
 def write_png(frame: np.ndarray, path: str | Path) -> None:
-    """Write one frame, uint8 [H, W, 3], as a PNG."""
+    """Write one frame, uint8 [H, W, 3], as a PNG. Raises: UserError where the disk refuses."""
     height, width, _ = frame.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), frame.reshape(height, width * 3)], axis=1)  # 0: no filter
 
@@ -82,12 +83,11 @@ def write_png(frame: np.ndarray, path: str | Path) -> None:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits a channel, RGB
-    Path(path).write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9))
-        + chunk(b"IEND", b"")
-    )
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b"")
+    try:
+        write_atomic(path, b"\x89PNG\r\n\x1a\n" + data)
+    except OSError as e:
+        raise UserError(f"{path}: the picture could not be written ({e.strerror or e}); make room") from e
 
 
 def last_line(error: BaseException) -> str:

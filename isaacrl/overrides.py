@@ -66,7 +66,8 @@ def normal_form(o: Override) -> str:
     if o.is_delete() or is_hydra(o):
         return text
     f, rest = check.find_field(o.key_or_group)
-    in_table = f is not None and check.is_table(f) and rest
+    whole = isinstance(o._value, dict) and len(o._value) > 0  # several entries at once
+    in_table = f is not None and check.is_table(f) and (rest or whole)
     return ("++" if in_table else "") + text.lstrip("+")
 
 

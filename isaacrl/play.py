@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from isaacrl import algos, media, render
+from isaacrl.console import shown
 from isaacrl.env import Env
 from isaacrl.errors import UserError
 from isaacrl.terms.curriculum import hold
@@ -31,7 +32,7 @@ def play(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
         view(env, algo.controller(env))
         return {"run": str(run_path)}
     steps = max(1, round(options.seconds / env.step_dt))
-    qpos, reward = record(env, algo.controller(env), steps)
+    qpos, reward = record(env, algo.controller(env), steps, "simulating")
     every = max(1, round(1.0 / (FPS * env.step_dt)))
     shots = qpos[::every]
     how: dict[str, Any] = {
@@ -41,15 +42,18 @@ def play(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     }
     folder = _videos(run_path)
     name = f"iteration_{entry['iteration']:06d}"
-    result = {"run": str(run_path), "reward": reward, "renderer": render.backend()[0]}
+    renderer = render.backend()[0]
+    print(f"drawing {len(shots) if options.video else 1} pictures, renderer {renderer}")
+    result = {"run": str(run_path), "reward": reward, "renderer": renderer}
     middle = len(shots) // 2
     picture, video = folder / f"{name}.png", folder / f"{name}.mp4"
     media.write_png(next(iter(render.render_frames(env.visual_model, shots[middle : middle + 1], **how))), picture)
     result["png"] = str(picture)
     if options.video:
-        media.write_video(render.render_frames(env.visual_model, shots, **how), video, fps=1.0 / (every * env.step_dt))
+        frames = shown(render.render_frames(env.visual_model, shots, **how), len(shots), "drawing")
+        media.write_video(frames, video, fps=1.0 / (every * env.step_dt))
         result["video"] = str(video)
-        print(f"video:   {video}  ({options.seconds:g} s, renderer {result['renderer']})")
+        print(f"video:   {video}  ({options.seconds:g} s)")
     print(f"picture: {picture}")
     print(f"reward:  {reward:.3f} a world in {options.seconds:g} s")
     return result
@@ -80,12 +84,13 @@ def _videos(run_path: Path) -> Path:
 
 
 @torch.no_grad()
-def record(env: Env, act: Any, steps: int) -> tuple[np.ndarray, float]:
-    """(qpos of every step [T, E, nq], mean reward sum of a world) of a deterministic rollout from a reset."""
+def record(env: Env, act: Any, steps: int, what: str = "") -> tuple[np.ndarray, float]:
+    """(qpos of every step [T, E, nq], mean reward sum of a world) of a deterministic rollout from a reset. what: of a
+    bar on the terminal."""
     obs = env.reset()
     out = np.empty((steps, env.num_envs, env.engine.model.nq))
     total = 0.0
-    for t in range(steps):
+    for t in shown(range(steps), steps, what) if what else range(steps):
         out[t] = env.engine.field("qpos").cpu().numpy()
         obs, reward, *_ = env.step(act(obs["policy"]))
         total += reward.mean().item()

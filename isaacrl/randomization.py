@@ -47,7 +47,7 @@ def run(options: Any, cfg: DictConfig) -> list[dict[str, Any]]:
     if any("mean" in row for row in rows):
         print(f"picture: {path}")
     else:
-        print("nothing is random here; add randomization=default or randomization=hard")
+        print("no parameter of the physics is random here; add randomization=default or randomization=hard")
     return rows
 
 

@@ -198,6 +198,12 @@ def _poses(model: Any, qpos: np.ndarray, mocap: tuple[Any, Any] | None) -> Itera
     return ((world(t, e) for e in range(qpos.shape[1])) for t in range(len(qpos)))
 
 
+def check_camera(model: Any, camera: dict[str, Any]) -> None:
+    """Raise UserError where task.camera holds what is unknown, or tracks a body that there is not."""
+    _view(model, camera)
+    tracked_body(model, camera)
+
+
 def tracked_body(model: Any, camera: dict[str, Any]) -> int | None:
     """The body that the camera follows: what `track` names, else the first one if nothing bounds its way, else None."""
     names = [model.body(b).name for b in range(1, model.nbody)]

@@ -282,11 +282,17 @@ def _read_run(path: Path) -> dict[str, Any]:
         content = json.loads((path / "run.json").read_text())
         if isinstance(content, dict):
             return content
+        reason = "it holds no table"
     except FileNotFoundError:
         raise UserError(f"run={path}: not a run folder (it has no run.json)") from None
-    except (OSError, ValueError):
-        pass
-    raise UserError(f"run={path}: its run.json cannot be read")
+    except OSError as e:
+        reason = e.strerror or str(e)
+    except ValueError as e:
+        reason = f"no JSON: {e}"
+    raise UserError(
+        f"run={path}: its run.json cannot be read ({reason}); mend it, or take that of another run of this task: what "
+        "counts is in config.yaml and checkpoints/"
+    )
 
 
 def _all_runs(outputs: Path) -> list[Path]:

@@ -287,7 +287,7 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = key(0, "seed of everything random", ge=0, lt=2**31)
-    num_envs: int = key(MISSING, "number of worlds simulated at once", ge=1)
+    num_envs: int = key(MISSING, "number of worlds simulated at once", ge=1, le=2**30)
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
     outputs: str = key("outputs", "folder of run folders")
 

@@ -1,5 +1,6 @@
 """`isaacrl train`: one straight line from a configuration to a trained policy in a run folder."""
 
+import contextlib
 import sys
 import time
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from isaacrl import algos, runs
+from isaacrl import algos, render, runs
 from isaacrl.config import dump, load_stored
 from isaacrl.env import Env
 from isaacrl.errors import UserError
@@ -18,6 +19,7 @@ from isaacrl.log import Log, cut, open_log
 from isaacrl.play import film
 from isaacrl.runs import CheckpointError, Run, StopSignals
 from isaacrl.startup import Phases
+from isaacrl.task import container
 from isaacrl.trends import History
 from isaacrl.troubles import Troubles
 
@@ -47,6 +49,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 def start(cfg: DictConfig, phases: Phases) -> tuple[Env, Any]:
     """The environment, its worlds at random times of their first episodes, and the untrained algorithm."""
     env = Env(cfg)
+    render.check_camera(env.visual_model, container(cfg.task.camera))  # now, not when somebody wants to see it
     phases.done("scene", env)
     algo = algos.build(env, cfg)
     env.stagger()
@@ -116,7 +119,6 @@ def _loop(
     log.info(f"engine {env.engine.name}: {env.engine.reason}")
     phases.done("logging")
     run.update(status="running", engine=env.engine.name)
-    status = "failed"
     env.timer.enabled = True
     saver = Saver(cfg, env, algo, run, progress, log)
     troubles = _troubles(cfg, env, algo, run, start)
@@ -152,12 +154,13 @@ def _loop(
             _share(cfg, algo, run, best, progress.iteration, log)
         status = f"interrupted by {signals.received}" if signals.received else "finished"
         log.close(summary)
+        run.update(status=status)
         return summary
     except BaseException:
         log.close(None)
+        with contextlib.suppress(UserError):  # of a full disk, say; what ended training is what counts
+            run.update(status="failed")
         raise
-    finally:
-        run.update(status=status)
 
 
 class Saver:
@@ -268,7 +271,15 @@ def _iterate(cfg: DictConfig, env: Env, algo: Any, progress: Progress, log: Log)
     out["steps_per_s"] = steps / seconds
     out |= {f"time/{name}": spent.get(name, 0.0) for name in ("sim", "env", "policy", "update")}
     if metrics["nonfinite"]:
-        log.warn(f"{int(metrics['nonfinite'])} world(s) became non-finite and were reset", key="nonfinite")
+        times = f"{int(metrics['nonfinite'])} times" if metrics["nonfinite"] > 1 else "once"
+        log.warn(f"a world became non-finite and was reset ({times})", key="nonfinite")
+    if metrics["spoilt_rewards"]:
+        which = ", ".join(_spoilt_terms(env)) or "a term of task.rewards"
+        log.warn(
+            f"{which}: not finite in {100.0 * metrics['spoilt_rewards'] / steps:.2g}% of steps, whose rewards count as "
+            "0; it divides by 0, or takes a root or logarithm of what is negative",
+            key="spoilt_rewards",
+        )
     if metrics["overflow"]:
         room = "sim.nconmax and sim.njmax" if env.engine.name == "mjwarp" else "sim.nconmax"
         log.warn(f"contacts or constraint rows exceeded their capacity: raise {room}", key="overflow")
@@ -284,6 +295,13 @@ def _troubles(cfg: DictConfig, env: Env, algo: Any, run: Run, start: int) -> Tro
     for record in cut(run.path / "metrics.jsonl", start):
         troubles.look(record, record["iteration"])
     return troubles
+
+
+def _spoilt_terms(env: Env) -> list[str]:
+    """Keys of the reward terms that are not finite in some world as things stand."""
+    bad, names = ~torch.isfinite(env.task.rewards(env.state)).all(dim=0), env.task.reward_names
+    keys = {t.name: t.key for t in env.task.reward_terms}
+    return [keys.get(name, f"task.env: {name} of rewards()") for name, wrong in zip(names, bad.tolist()) if wrong]
 
 
 def _track(progress: Progress, metrics: dict[str, float]) -> None:

@@ -93,7 +93,7 @@ def dead_value(h: History, told: bool) -> Finding | None:
 
 
 def no_reward(h: History, told: bool) -> Finding | None:
-    if not h.rewards or any(h.rewards.values()):
+    if not h.rewards or any(h.rewards.values()) or h.mean("spoilt_rewards"):
         return None
     remedy = "task.rewards: add a term that leads to the goal"
     return Finding("every reward term is 0", "weights of 0, or a goal never reached", remedy)
@@ -259,13 +259,19 @@ def alpha_high(h: History, told: bool) -> Finding | None:
     )
 
 
+def percent(share: float) -> str:
+    return f"{100.0 * share:.0f}%" if share >= 0.1 else f"{100.0 * share:.2g}%"
+
+
 def nonfinite(h: History, told: bool) -> Finding | None:
     share = (h.mean("nonfinite") or 0.0) / h.samples
     if share < (1e-4 if told else 1e-3):
         return None
-    measured = f"{100.0 * share:.2g}% of steps end in a non-finite world"
+    measured = f"{percent(share)} of steps end in a non-finite world"
     return Finding(
-        measured, "unstable physics, or a reward term that is not finite", "lower task.physics_dt, gains, action scale"
+        measured,
+        "unstable physics, or an observation that is not finite (isaacrl check tells)",
+        "lower task.physics_dt, gains, action scale",
     )
 
 
@@ -273,7 +279,7 @@ def overflow(h: History, told: bool) -> Finding | None:
     share = (h.mean("overflow") or 0.0) / h.samples
     if share < (1e-4 if told else 1e-3):
         return None
-    measured = f"contacts or constraint rows beyond capacity in {100.0 * share:.2g}% of steps"
+    measured = f"contacts or constraint rows beyond capacity in {percent(share)} of steps"
     return Finding(measured, "contacts are dropped", "raise sim.nconmax (and sim.njmax for mjwarp)")
 
 

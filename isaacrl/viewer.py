@@ -38,6 +38,7 @@ def view(env: Env, act: Callable[[Tensor], Tensor]) -> None:
         nonlocal obs, due
         obs, due = env.reset(), 0
 
-    server = viser.ViserServer(verbose=False)  # takes the next free port by itself
+    # Takes the next free port by itself. For this machine alone: from afar through `ssh -L`.
+    server = viser.ViserServer(host="localhost", verbose=False)
     print(f"open http://localhost:{server.get_port()} in a browser; Ctrl-C ends")
     Viewer(model, data, step, show, reset, num_envs=env.num_envs, server=server).run()

@@ -59,7 +59,7 @@ def test_only_what_happens_in_the_measurement_is_counted(monkeypatch):
     assert cli.main(args) == 0
     r = written()
     ended = r["resets"]
-    assert r["nonfinite"] == 4 * 16 * 5 and ended == 4 * (7 * 16 // 10 - 2 * 16 // 10)
+    assert r["spoilt_rewards"] == 4 * 16 * 5 and r["nonfinite"] == 0 and ended == 4 * (7 * 16 // 10 - 2 * 16 // 10)
 
 
 def fake(speeds: dict[int, float], room: int | None = None, total: int = 100):

@@ -399,6 +399,13 @@ def test_groups_of_a_stored_configuration_cannot_change(stored, override):
         load_stored(stored(), [override])
 
 
+def test_a_table_takes_several_entries_at_once():
+    tables = ["asset.default_pose={hinge: 0.1, slider: 0.2}", "task.solved={return: {above: 1}}"]
+    cfg = compose(["task=cartpole", *tables, "asset.actuators={second: {joints: [hinge], law: effort}}"])
+    assert cfg.asset.default_pose == {"hinge": 0.1, "slider": 0.2} and cfg.task.solved["return"].above == 1
+    assert set(cfg.asset.actuators) == {"cart", "second"}
+
+
 # --- fuzz ----------------------------------------------------------------------------------------------------------
 
 KEYS = [k for k, _ in all_keys()] + [

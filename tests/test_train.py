@@ -162,6 +162,12 @@ def test_a_task_in_code_trains_though_it_cannot_be_exported(tmp_path, monkeypatc
     assert "in code" in (run / "warnings.log").read_text() and (run / "terms" / "lean.py").is_file()
 
 
+def test_a_run_of_other_worlds_is_resumed_with_as_many(tmp_path):
+    run = Path(train(config(tmp_path, "algo.iterations=1"))["run"])
+    with pytest.raises(UserError, match=r"^num_envs: the run has \d+ worlds, here are 3; resume with num_envs=\d+, or"):
+        resume(run, load_stored(run / "config.yaml", ["algo.iterations=2", "num_envs=3"]))
+
+
 def test_resume_of_a_finished_run_says_how_to_go_on(tmp_path):
     run = Path(train(config(tmp_path, "algo.iterations=1"))["run"])
     with pytest.raises(UserError, match=r"algo\.iterations=2"):
@@ -269,6 +275,9 @@ def test_evaluation_counts_each_worlds_first_episodes(tmp_path):
 
 
 def test_confidence_interval_by_hand():
+    assert statistics(torch.tensor([3.0])) == {"mean": 3.0, "min": 3.0, "max": 3.0} | dict.fromkeys(
+        ("ci95_low", "ci95_high", "std")
+    )
     s = statistics(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     half = 1.96 * (5 / 3) ** 0.5 / 2
     assert s["mean"] == 2.5 and s["ci95_low"] == pytest.approx(2.5 - half) and s["max"] == 4.0

@@ -43,6 +43,20 @@ class Scene:
     terrain: Terrain | None = None
 
 
+def frame_robot(model: mujoco.MjModel) -> None:
+    """Views and shadows are sized by all that a model has: where a floor is far larger than the robot, by the robot."""
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    moving = model.geom_bodyid > 0
+    if not moving.any():
+        return
+    pos, size = data.geom_xpos[moving], model.geom_rbound[moving, None]
+    low, high = (pos - size).min(axis=0), (pos + size).max(axis=0)
+    extent = float((high - low).max())
+    if 0.0 < 2.0 * extent < model.stat.extent:
+        model.stat.extent, model.stat.center[:] = extent, (low + high) / 2.0
+
+
 def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpec], None] | None = None) -> Scene:
     """The robot of `asset` with its actuators, on a ground, at the time step of `task`; edit changes the spec last.
 
@@ -66,6 +80,8 @@ def make_scene(asset: DictConfig, task: DictConfig, edit: Callable[[mujoco.MjSpe
     if settle(robot, model, OmegaConf.to_container(asset.get("default_pose") or OmegaConf.create({}), resolve=True)):
         model = compile_spec(spec, asset.path)
     check_driven(robot, model)
+    if np.isnan(spec.stat.extent):  # else the model says what views are to show
+        frame_robot(model)
     spec, physics = without_visuals(spec, model, asset.path)
     actuation = actuation_of(model, chosen)
     networks = {net.file: f for net in actuation.nets if (f := find_file(net.file))}

@@ -6,6 +6,7 @@ patterns in YAML and arrive resolved.
 """
 
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -17,6 +18,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from isaacrl import mishaps
 from isaacrl.errors import Absent, UserError
 from isaacrl.fuse import trace
 from isaacrl.schema import TERM_FAMILIES
@@ -168,6 +170,22 @@ class Bound:
             memory.copy_(v if keep is None else torch.where(keep, v, memory))
 
 
+def check_value(term: Bound, value: Any, s: State, ndim: int = 1) -> None:
+    """Raise UserError unless a term gave what it must: a tensor [E], or [E, n] of an observation, on the device."""
+    wanted = f"must return a tensor [num_envs{', n' if ndim == 2 else ''}]"
+    if not isinstance(value, Tensor):
+        raise UserError(f"{term.key}: {wanted}, got {type(value).__name__} {_where(term)}".rstrip())
+    if value.ndim != ndim or value.shape[0] != s.num_envs:
+        raise UserError(f"{term.key}: {wanted}, got {list(value.shape)}")
+    if value.device.type != torch.device(s.device).type:
+        raise UserError(f"{term.key}: {wanted} on {s.device}, got one on {value.device}")
+
+
+def _where(term: Bound) -> str:
+    code = getattr(term.fn, "__code__", None)
+    return f"({term.source}:{code.co_firstlineno})" if code else f"({term.source})"
+
+
 def patterns(value: Any) -> list[str]:
     """A pattern or a list of them, as a list."""
     return [value] if isinstance(value, str) else list(value)
@@ -186,6 +204,12 @@ def find(family: str, name: str, key: str) -> Any:
         raise UserError(
             f"{key}.fn: cannot import '{module_name}' ({e}); install its package or run beside it"
         ) from None
+    except (Exception, SystemExit) as e:
+        if module_name.startswith("isaacrl."):
+            raise
+        spec = importlib.util.find_spec(module_name)
+        where = mishaps.place(e, (spec and spec.origin) or module_name)
+        raise UserError(f"{key}.fn: {type(e).__name__}: {mishaps.one_line(e)} ({where})") from e
     if not hasattr(module, attr):
         raise UserError(f"{key}.fn: '{module_name}' has no '{attr}'")
     return getattr(module, attr)

@@ -11,7 +11,7 @@ from torch import Tensor
 from isaacrl.errors import UserError
 from isaacrl.fuse.trace import may_ask
 from isaacrl.state import State
-from isaacrl.terms import bind
+from isaacrl.terms import bind, check_value
 
 
 class Delay:
@@ -77,8 +77,7 @@ class ObservationGroup:
             raise UserError(f"task.observations.{name}: the group is empty; give it terms or remove it")
         first = [term(s) for term in self.terms]
         for term, value in zip(self.terms, first):
-            if value.ndim != 2 or value.shape[0] != s.num_envs:
-                raise UserError(f"{term.key}: must return a tensor [num_envs, n], got {list(value.shape)}")
+            check_value(term, value, s, ndim=2)
         self.sizes = [value.shape[1] for value in first]
         ends = [0, *itertools.accumulate(self.sizes)]
         self.spans = list(itertools.pairwise(ends))
