@@ -128,7 +128,8 @@ def test_a_full_disk_while_training_says_how_to_go_on(here, monkeypatch, capsys)
 
 def test_views_are_of_the_robot_not_of_its_large_floor(tmp_path):
     xml = """<mujoco>{}<worldbody><geom type="plane" size="20 20 .1"/><body pos="1 0 .5">
-    <joint name="hinge" axis="0 1 0"/><geom type="capsule" size=".1 .4"/></body></worldbody><actuator><motor joint="hinge"/></actuator></mujoco>"""
+    <joint name="hinge" axis="0 1 0"/><geom type="capsule" size=".1 .4"/></body></worldbody>
+    <actuator><motor joint="hinge"/></actuator></mujoco>"""
     for given, extent in (("", 1.0), ('<statistic extent="7"/>', 7.0)):
         (tmp_path / "robot.xml").write_text(xml.format(given))
         keys = [f"asset.path={tmp_path}/robot.xml", "~asset.actuators.cart"]
