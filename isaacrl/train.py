@@ -90,6 +90,7 @@ class Progress:
     wall_s: float = 0.0
     first: float | None = None
     last: float | None = None
+    fresh: bool = False  # whether `last` is of the latest iteration; there are some in which no episode ends
     last_length: float | None = None
     best: float | None = None
     best_saved: float | None = None
@@ -99,8 +100,8 @@ class Progress:
     @property
     def better(self) -> bool:
         """Than all that was saved. A return on a harder task is not to be compared with one on an easier task."""
-        if self.last is None or self.best_saved is None:
-            return self.last is not None
+        if not self.fresh or self.last is None or self.best_saved is None:
+            return self.fresh
         return (self.curriculum, self.last) > (self.curriculum_saved, self.best_saved)
 
 
@@ -197,7 +198,7 @@ class Saver:
                 self.run.path,
                 state,
                 progress.iteration,
-                progress.last,
+                progress.last if progress.fresh else None,
                 self.cfg.checkpoint.keep,
                 curriculum=progress.curriculum,
             )
@@ -308,7 +309,8 @@ def _track(progress: Progress, metrics: dict[str, float]) -> None:
     """Keep the first, last and best return, and how far the curricula are."""
     far = [v for k, v in metrics.items() if k.startswith("curriculum/")]
     progress.curriculum = round(sum(far) / len(far) / GRADE) * GRADE if far else 0.0
-    if "return" in metrics:
+    progress.fresh = "return" in metrics
+    if progress.fresh:
         progress.last, progress.last_length = metrics["return"], metrics["episode_length"]
         progress.first = progress.first if progress.first is not None else progress.last
         progress.best = progress.last if progress.best is None else max(progress.best, progress.last)

@@ -275,6 +275,17 @@ def nonfinite(h: History, told: bool) -> Finding | None:
     )
 
 
+def spoilt_rewards(h: History, told: bool) -> Finding | None:
+    share = (h.mean("spoilt_rewards") or 0.0) / h.samples
+    if share < (1e-4 if told else 1e-3):
+        return None
+    return Finding(
+        f"in {percent(share)} of steps, which count as 0",
+        "a term divides by 0, or takes a root or logarithm of what is negative",
+        "mend the one of task.rewards that isaacrl check names",
+    )
+
+
 def overflow(h: History, told: bool) -> Finding | None:
     share = (h.mean("overflow") or 0.0) / h.samples
     if share < (1e-4 if told else 1e-3):
@@ -320,6 +331,7 @@ CHECKS: dict[str, tuple[str, Check, int, float, tuple[str, ...]]] = {
     "reward_dominated": ("reward dominated by one term", reward_dominated, 10, 0.02, ANY),
     "saturated": ("actions saturated", saturated, 10, 0.05, ANY),
     "nonfinite": ("worlds not finite", nonfinite, 1, 0.0, ANY),
+    "spoilt_rewards": ("rewards not finite", spoilt_rewards, 1, 0.0, ANY),
     "overflow": ("contact overflow", overflow, 1, 0.0, ANY),
     "skipped": ("updates skipped", skipped, 1, 0.0, ANY),
     "kl_blowup": ("KL blow-up", kl, 5, 0.0, PPO),

@@ -283,7 +283,21 @@ def test_a_reward_that_is_not_finite_counts_as_zero(lab):
         _, reward, *_ = env.step(zeros(env))
         negative += int((env.state.joint_pos[:, 1] < 0).sum())
         assert torch.isfinite(reward).all()
-    assert env.read_metrics()["nonfinite"] == negative > 0
+    found = env.read_metrics()
+    assert found["spoilt_rewards"] == negative > 0 and found["nonfinite"] == 0
+
+
+@pytest.mark.parametrize("engine", ["mujoco", "warp"])
+def test_an_event_that_writes_what_no_world_can_be_in_ends_the_episode(engine):
+    """It does not go on from the default pose as if nothing had been."""
+    kick = "task.events.kick={fn: reset_joints, when: interval, interval_s: [0.1, 0.1], velocity: [1e11, 1e11]}"
+    env = make("cartpole", 3, kick, f"sim.engine={engine}")
+    env.read_metrics()
+    ended = torch.zeros(3)
+    for _ in range(6):
+        _, _, terminated, *_ = env.step(zeros(env))
+        ended += terminated
+    assert ended.tolist() == [1.0] * 3 and env.read_metrics()["nonfinite"] == 3
 
 
 def test_state_dict_continues_bit_for_bit():

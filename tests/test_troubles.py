@@ -41,6 +41,7 @@ def good(i: int, noise: random.Random) -> dict[str, float]:
         "explained_variance": min(i / 10 - 0.3, 0.9) + noise.gauss(0.0, 0.05),
         "saturated": 0.3,
         "nonfinite": 0.0,
+        "spoilt_rewards": 0.0,
         "overflow": 0.0,
         "skipped_updates": 0.0,
     }
@@ -102,6 +103,7 @@ CASES = {  # name -> overrides, metrics, the iterations between which it must be
     "alpha_low": (["algo=sac"], spoil(good_off_policy, alpha=lambda i: 0.01 * 0.7**i, entropy=lambda i: -4.0), 15, 30),
     "alpha_high": (["algo=sac"], spoil(good_off_policy, alpha=lambda i: 0.01 * 1.2**i), 28, 40),
     "nonfinite": ([], spoil(nonfinite=lambda i: 50.0), 5, 5),
+    "spoilt_rewards": ([], spoil(spoilt_rewards=lambda i: 50.0), 5, 5),
     "overflow": ([], spoil(overflow=lambda i: 50.0), 5, 5),
     "skipped": ([], spoil(skipped_updates=lambda i: 10.0), 5, 5),
 }
@@ -269,6 +271,7 @@ TINY = ["num_envs=32", "algo.num_steps=16", "algo.hidden=[16]", "algo.minibatche
 OFF_POLICY = ["num_envs=8", "algo.num_steps=8", "algo.hidden=[16]", "algo.batch_size=32"]
 QUIET = ["device=cpu", "logger.console=none", "logger.tensorboard=false"]
 UNSTABLE = ["algo.critic=mean", "algo.twin=mean", "algo.layer_norm=false", "algo.lr=0.05", "algo.tau=1"]
+KICK = "{fn: reset_joints, when: interval, interval_s: [0.1, 0.2], velocity: [1e11, 1e11]}"
 BAD = {  # names that must be told -> task, algorithm, iterations, overrides
     "kl_blowup saturated": ("cartpole", "ppo", 30, ["algo.schedule=fixed", "algo.lr=1"]),
     "saturated": ("cartpole", "ppo", 20, ["task.actions.effort.scale=1000"]),
@@ -285,7 +288,8 @@ BAD = {  # names that must be told -> task, algorithm, iterations, overrides
     "exploration": ("cartpole", "ppo", 60, ["algo.min_std=0.9", "algo.schedule=fixed", "algo.lr=0.01"]),
     "noise_ceiling": ("cartpole", "ppo", 40, ["algo.entropy_coef=1", "algo.schedule=fixed", "algo.lr=0.02"]),
     "skipped": ("cartpole", "ppo", 10, ["task.rewards.alive.weight=1e30", "algo.normalize_value=false"]),
-    "nonfinite": ("cartpole", "ppo", 10, ["task.rewards.bad={fn: 'bad_terms:sometimes_nan', weight: 1}"]),
+    "nonfinite": ("cartpole", "ppo", 10, [f"task.events.kick={KICK}"]),
+    "spoilt_rewards": ("cartpole", "ppo", 10, ["task.rewards.bad={fn: 'bad_terms:sometimes_nan', weight: 1}"]),
     "overflow": ("ant", "ppo", 6, ["sim.engine=mjwarp", "sim.nconmax=1", "num_envs=4", "algo.num_steps=8"]),
     "q_bound": ("cartpole_swingup", "sac", 30, ["algo.v_max=0.05", "algo.normalize_reward=false"]),
     "q_bound td_error": ("cartpole_swingup", "td3", 40, ["algo.hidden=[32,32]", "algo.batch_size=256", *UNSTABLE]),

@@ -54,7 +54,8 @@ def load(path: str, *, trust: bool = False, floating: bool | None = None) -> Ass
     try:
         spec = mujoco.MjSpec.from_file(str(file))
     except (ValueError, RuntimeError, mujoco.FatalError) as e:
-        raise UserError(f"asset.path: cannot read '{file}': {one_line(e)}") from None
+        reason = f"name it {file.stem}.xml" if "decoder" in str(e) else one_line(e)
+        raise UserError(f"asset.path: cannot read '{file}': {reason}") from None
     if floating is not None:
         _set_floating(spec, spec.worldbody.first_body(), floating, file)
     others = (Path(f) for f in mujoco.mju_getXMLDependencies(str(file)))

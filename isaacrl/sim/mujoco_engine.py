@@ -148,12 +148,17 @@ class MujocoEngine:
         if len(ids) == 0:
             return
         ids = None if len(ids) == self.num_envs else ids
+        before = self.batch.warning[:, _BAD, 1]
         try:
             self.batch.forward(ids, stage=_VEL)
         except SimulationError as e:  # as in a step: such a world starts anew
             self.nonfinite[torch.as_tensor(e.ids, dtype=torch.long)] = True
             self.batch.reset(e.ids, stage=_VEL)
             self.law.reset(self.nonfinite)
+        bad = (self.batch.warning[:, _BAD, 1] != before).any(axis=1)
+        if bad.any():  # what was written was not finite or huge: MuJoCo itself has put the world back
+            self.nonfinite |= torch.from_numpy(bad)
+            self.law.reset(torch.from_numpy(bad))
 
     def model_field(self, name: str) -> Tensor:
         if name not in self._model_fields:
