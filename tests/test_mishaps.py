@@ -87,7 +87,7 @@ def test_a_mistake_in_a_term_of_ones_own(here, capsys, term, says):
 def test_a_reward_that_is_not_finite_is_named(here):
     mine = "task.rewards.mine={fn: 'mishap_terms:nan', weight: 1}"
     run = Path(train(compose([*SMALL, mine, "logger.tensorboard=false", "algo.iterations=20"]))["run"])
-    (warning,) = [x for x in (run / "warnings.log").read_text().splitlines() if "task.rewards" in x]
+    (warning,) = [x for x in (run / "warnings.log").read_text().splitlines() if "task.rewards.mine" in x]
     assert "task.rewards.mine: not finite in" in warning and "non-finite" not in (run / "warnings.log").read_text()
 
 
