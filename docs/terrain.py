@@ -1,14 +1,14 @@
-"""Makes docs/images/terrain.png, a Go2 on the hardest patches of some kinds: MUJOCO_GL=egl python docs/terrain.py"""
+"""Makes docs/images/terrain.png, a Go2 on the hardest patches of some kinds: python docs/terrain.py"""
 
 from pathlib import Path
 
-import mujoco
 import numpy as np
 import torch
 
 from isaacrl.config import compose
 from isaacrl.env import Env
 from isaacrl.media import write_png
+from isaacrl.render import render_frames
 
 KINDS = ("stairs_up", "slope_down", "obstacles", "stones", "gap", "waves")
 WIDTH, HEIGHT = 420, 300
@@ -25,18 +25,13 @@ def main() -> None:
         env.step(torch.zeros(60, env.task.num_actions))
     ground, model = env.state.ground, env.visual_model
     assert ground is not None
-    data, view, pictures = mujoco.MjData(model), mujoco.MjvCamera(), []
-    view.distance, view.azimuth, view.elevation = 4.0, 130.0, -22.0
-    with mujoco.Renderer(model, HEIGHT, WIDTH) as renderer:
-        for kind in KINDS:
-            world = max(
-                (w for w in range(60) if ground.kinds[ground.column[w]] == kind), key=lambda w: ground.level[w].item()
-            )
-            data.qpos[:] = env.engine.field("qpos")[world]
-            mujoco.mj_forward(model, data)
-            view.lookat[:] = data.qpos[:3]
-            renderer.update_scene(data, view)
-            pictures.append(renderer.render())
+    camera, pictures = {"lookat": [0.0, 0.0, 0.3], "distance": 4.0, "azimuth": 130.0, "elevation": -22.0}, []
+    for kind in KINDS:
+        world = max(
+            (w for w in range(60) if ground.kinds[ground.column[w]] == kind), key=lambda w: ground.level[w].item()
+        )
+        qpos = env.engine.field("qpos")[world].numpy()[None, None]
+        pictures.append(next(render_frames(model, qpos, camera=camera, width=WIDTH, height=HEIGHT)))
     rows = [np.concatenate(pictures[i : i + 3], axis=1) for i in (0, 3)]
     write_png(np.concatenate(rows), Path(__file__).parent / "images/terrain.png")
 
