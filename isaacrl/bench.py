@@ -19,6 +19,7 @@ from rich.table import Table
 
 from isaacrl import runs, sim
 from isaacrl.errors import UserError
+from isaacrl.mishaps import out_of_memory
 from isaacrl.progress import quantity
 from isaacrl.startup import Phases
 from isaacrl.train import iterate, start
@@ -103,7 +104,7 @@ def measure(cfg: DictConfig, device: str, iterations: int, warmup: int) -> dict[
     try:
         return _measure(cfg, Memory(device), iterations, warmup)
     except (MemoryError, RuntimeError) as e:  # torch's, Warp's and the host's allocators
-        if not isinstance(e, MemoryError | torch.OutOfMemoryError) and "allocate" not in str(e):
+        if not out_of_memory(e):
             raise
     finally:
         gc.collect()

@@ -229,7 +229,11 @@ def _check_parameters(signature: Signature, given: dict[str, Any], settings: fro
         if all(k in KINDS for k in kinds) and not any(KINDS[k][0](value) for k in kinds):
             words = " or ".join(KINDS[k][1] for k in kinds if k != "str" or "list[str]" not in kinds)
             shown = "null" if value is None else repr(value)
-            hint = "; where it is ${asset.feet}, the robot names none: asset.feet=[BODY, ...]" if value == [] else ""
+            hint = (
+                "; where it is ${asset.feet}, the robot names none: asset.feet=[BODY, ...]"
+                if name == "bodies" and not value
+                else ""
+            )
             what = f"{one_line(shown, 60)} is not {words}, which {signature.name}() needs{hint}"
             raise KeyedError(f"{key}.{name}", what)
     missing = [p.name for p in signature.parameters if p.required and p.name not in given]

@@ -134,7 +134,7 @@ def _show(result: dict[str, Any], written: str) -> None:
         table.add_row(
             name,
             f"{s['mean']:.4g}",
-            f"{s['ci95_low']:.4g} .. {s['ci95_high']:.4g}" if result["episodes"] > 1 else "-",
+            f"{s['ci95_low']:.4g} .. {s['ci95_high']:.4g}" if s["ci95_low"] is not None else "-",
             f"{s['min']:.4g}",
             f"{s['max']:.4g}",
         )

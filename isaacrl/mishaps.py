@@ -5,6 +5,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from isaacrl.suggest import one_line
+
 PACKAGE = Path(__file__).parent
 _DISK = {
     errno.ENOSPC: "make room",
@@ -21,7 +23,7 @@ def explain(error: BaseException) -> str | None:
     if term := of_own_term(error):
         return term
     if out_of_memory(error):
-        said = one_line(error)
+        said = what(error)
         return (
             f"not enough memory ({said}); take fewer worlds (num_envs), a smaller algo.batch_size or smaller networks"
         )
@@ -47,7 +49,7 @@ def of_own_term(error: BaseException) -> str | None:
             key, source = term.key, term.source
     if key is None or source is None or Path(source).is_relative_to(PACKAGE):
         return None
-    return f"{key}: {type(error).__name__}: {one_line(error)} ({place(error, source)})"
+    return f"{key}: {what(error)} ({place(error, source)})"
 
 
 def place(error: BaseException, source: str) -> str:
@@ -56,5 +58,6 @@ def place(error: BaseException, source: str) -> str:
     return f"{source}:{lines[-1]}" if lines else source
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def what(error: BaseException) -> str:
+    """An exception's type and message."""
+    return f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")

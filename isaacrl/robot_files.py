@@ -35,6 +35,11 @@ def find_file(name: str) -> Path | None:
     return file and Path(os.path.abspath(file))
 
 
+def is_package(folder: Path) -> bool:
+    """Whether a folder is a ROS package."""
+    return any((folder / name).is_file() for name in PACKAGE)
+
+
 def record(path: str, files: RobotFiles, run: Path) -> dict[str, Any]:
     """What run.json says of a robot; copies its files. path: as asset.path has it."""
     own = [f for f in (*files.model, *files.networks.values()) if not f.is_relative_to(BUNDLED)]
@@ -99,7 +104,7 @@ def compare(
 def _still_named(robot: dict[str, Any], asset: Mapping[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """Of the run's files those that `asset` names too: (configuration key, its value, entries of run.json)."""
     out = [("asset.path", robot["path"], robot["files"])] if asset["path"] == robot["path"] else []
-    networks = {e["name"]: e for e in robot.get("networks", ())}
+    networks = {e["name"]: e for e in robot["networks"]}
     for group, actuator in (asset["actuators"] or {}).items():
         if (name := (actuator or {}).get("file")) in networks:
             out.append((f"asset.actuators.{group}.file", name, [networks[name]]))
@@ -108,7 +113,7 @@ def _still_named(robot: dict[str, Any], asset: Mapping[str, Any]) -> list[tuple[
 
 def _package_of(file: Path) -> Path | None:
     """The ROS package that holds it."""
-    return next((p for p in file.parents if any((p / name).is_file() for name in PACKAGE)), None)
+    return next(filter(is_package, file.parents), None)
 
 
 def _within(folder: Path, files: list[Path]) -> bool:

@@ -290,8 +290,8 @@ def _read_run(path: Path) -> dict[str, Any]:
     except ValueError as e:
         reason = f"no JSON: {e}"
     raise UserError(
-        f"run={path}: its run.json cannot be read ({reason}); mend it, or take that of another run of this task: what "
-        "counts is in config.yaml and checkpoints/"
+        f"run={path}: its run.json cannot be read ({reason}); mend it, or load its policy into another run of this "
+        f"task: checkpoint={path}/checkpoints/latest.pt"
     )
 
 

@@ -259,15 +259,18 @@ def alpha_high(h: History, told: bool) -> Finding | None:
     )
 
 
-def percent(share: float) -> str:
+def too_often(h: History, count: str, told: bool) -> str | None:
+    """In what share of steps something happens, if that is too much."""
+    share = (h.mean(count) or 0.0) / h.samples
+    if share < (1e-4 if told else 1e-3):
+        return None
     return f"{100.0 * share:.0f}%" if share >= 0.1 else f"{100.0 * share:.2g}%"
 
 
 def nonfinite(h: History, told: bool) -> Finding | None:
-    share = (h.mean("nonfinite") or 0.0) / h.samples
-    if share < (1e-4 if told else 1e-3):
+    if (often := too_often(h, "nonfinite", told)) is None:
         return None
-    measured = f"{percent(share)} of steps end in a non-finite world"
+    measured = f"{often} of steps end in a non-finite world"
     return Finding(
         measured,
         "unstable physics, or an observation that is not finite (isaacrl check tells)",
@@ -276,21 +279,19 @@ def nonfinite(h: History, told: bool) -> Finding | None:
 
 
 def spoilt_rewards(h: History, told: bool) -> Finding | None:
-    share = (h.mean("spoilt_rewards") or 0.0) / h.samples
-    if share < (1e-4 if told else 1e-3):
+    if (often := too_often(h, "spoilt_rewards", told)) is None:
         return None
     return Finding(
-        f"in {percent(share)} of steps, which count as 0",
+        f"in {often} of steps, which count as 0",
         "a term divides by 0, or takes a root or logarithm of what is negative",
         "mend the one of task.rewards that isaacrl check names",
     )
 
 
 def overflow(h: History, told: bool) -> Finding | None:
-    share = (h.mean("overflow") or 0.0) / h.samples
-    if share < (1e-4 if told else 1e-3):
+    if (often := too_often(h, "overflow", told)) is None:
         return None
-    measured = f"contacts or constraint rows beyond capacity in {percent(share)} of steps"
+    measured = f"contacts or constraint rows beyond capacity in {often} of steps"
     return Finding(measured, "contacts are dropped", "raise sim.nconmax (and sim.njmax for mjwarp)")
 
 

@@ -14,6 +14,7 @@ import mujoco
 import numpy as np
 
 from isaacrl.errors import UserError
+from isaacrl.robot_files import is_package
 from isaacrl.sim.xml_files import describe, existing, missing, refuse_outside
 from isaacrl.suggest import listing, one_line
 
@@ -119,8 +120,7 @@ def _packages(name: str, folder: Path) -> list[tuple[Path, Path]]:
     roots = []
     for up in (folder, *folder.parents):
         for root in (up, up / name) if up.name == name else (up / name,):
-            is_package = (root / "package.xml").is_file() or (root / "manifest.xml").is_file()
-            roots.append((root, root if is_package else folder))
+            roots.append((root, root if is_package(root) else folder))
     for part in filter(None, os.environ.get("ROS_PACKAGE_PATH", "").split(os.pathsep)):
         for root in (Path(part), Path(part) / name):
             if root.name == name:

@@ -6,7 +6,6 @@ patterns in YAML and arrive resolved.
 """
 
 import importlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -22,6 +21,7 @@ from isaacrl import mishaps
 from isaacrl.errors import Absent, UserError
 from isaacrl.fuse import trace
 from isaacrl.schema import TERM_FAMILIES
+from isaacrl.signatures import find_module
 from isaacrl.sim.names import match
 from isaacrl.state import BodyView, SiteView, State, as_index
 
@@ -207,9 +207,8 @@ def find(family: str, name: str, key: str) -> Any:
     except (Exception, SystemExit) as e:
         if module_name.startswith("isaacrl."):
             raise
-        spec = importlib.util.find_spec(module_name)
-        where = mishaps.place(e, (spec and spec.origin) or module_name)
-        raise UserError(f"{key}.fn: {type(e).__name__}: {mishaps.one_line(e)} ({where})") from e
+        where = mishaps.place(e, str(find_module(module_name) or module_name))
+        raise UserError(f"{key}.fn: {mishaps.what(e)} ({where})") from e
     if not hasattr(module, attr):
         raise UserError(f"{key}.fn: '{module_name}' has no '{attr}'")
     return getattr(module, attr)

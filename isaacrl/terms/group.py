@@ -1,7 +1,6 @@
 """A group of observations: from terms to the vector that a network reads."""
 
 import itertools
-import math
 import re
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from isaacrl.errors import UserError
+from isaacrl.files import finite
 from isaacrl.fuse.trace import may_ask
 from isaacrl.state import State
 from isaacrl.terms import bind, check_value
@@ -164,7 +164,7 @@ class ObservationGroup:
                     "name": term.name,
                     "fn": term.settings.get("fn", term.name),
                     "description": doc,
-                    "parameters": {k: _plain(v) for k, v in term.parameters.items()},
+                    "parameters": finite(term.parameters),
                     "size": n,
                     "history": h,
                     "offset": first,
@@ -179,17 +179,6 @@ class ObservationGroup:
                 }
             )
         return out
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it; what it does not know in words."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
 def _unit(doc: str, joint_units: list[str] | None) -> str | list[str] | None:
