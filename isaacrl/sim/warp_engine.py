@@ -303,7 +303,7 @@ def lanes_of(model: mujoco.MjModel) -> int:
 
 def warps_of(model: mujoco.MjModel) -> int:
     """Warps that a multiprocessor shall have room for: more hide more latency, until registers spill; measured."""
-    for warps, most in ((32, 4), (20, 16), (24, 20), (16, 32)):
+    for warps, most in ((32, 4), (20, 16), (16, 32)):
         if model.nv <= most:
             return warps
     return 12

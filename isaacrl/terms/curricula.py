@@ -100,10 +100,11 @@ class stages(Curriculum):
 
 class terrain_levels(Curriculum):
     """A robot that has left its patch goes on to the next level; one that came less than `share` of the way that its
-    commands would have led goes back. Who has passed the hardest level starts again on any. progress: the mean level.
+    commands would have led in a whole episode goes back, and so does who falls early. Who has passed the hardest level
+    starts again on any. progress: the mean level.
 
-    Source: Rudin et al. 2022, arXiv:2109.11978, section 3.2; there the way is that of the last command, for a whole
-    episode; here who falls early is asked for no more than the commands of the time until then.
+    Source: Rudin et al. 2022, arXiv:2109.11978, section 3.2; there the way is that of the last command alone, here that
+    of all until the episode's end, as if they went on as before where it ended early.
     """
 
     def __init__(self, s: State, *, command: str = "velocity", share: float = 0.5):
@@ -123,7 +124,8 @@ class terrain_levels(Curriculum):
         ground, mask = self.ground, mask & s.whole & (s.episode_step > 0)
         way = torch.linalg.vector_norm(s.base_pos_w[:, :2] - ground.origin[:, :2], dim=1)
         up = way > ground.size / 2.0
-        down = ~up & (way < self.share * torch.linalg.vector_norm(self.asked, dim=1))
+        whole = s.max_episode_steps / s.episode_step.clamp(min=1)
+        down = ~up & (way < self.share * whole * torch.linalg.vector_norm(self.asked, dim=1))
         any_level = (s.uniform(1)[:, 0] * ground.levels).long().clamp(max=ground.levels - 1)
         level = (ground.level + up.long() - down.long()).clamp(min=0)
         level = torch.where(level >= ground.levels, any_level, level)

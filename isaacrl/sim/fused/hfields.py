@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 
 TILE = 4  # cells along an edge of a tile
-PRISMS = 64  # how many are tried in a batch
+CELLS = 32  # how many are looked at in a batch
 
 
 def add(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> np.ndarray:
@@ -20,7 +20,8 @@ def add(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> np.ndarray:
         height = m.hfield_data[first : first + rows * columns].reshape(rows, columns).astype(float) * top
         highest = _tiles(height)
         numbers.append([first, rows, columns, start, highest.shape[1], 0, 0, 0])
-        lengths.append([-x, -y, 2.0 * x / (columns - 1), 2.0 * y / (rows - 1), -base, 0.0, 0.0, 0.0])
+        dx, dy = 2.0 * x / (columns - 1), 2.0 * y / (rows - 1)
+        lengths.append([-x, -y, dx, dy, -base, 1.0 / dx, 1.0 / dy, 0.0])
         heights.append(height.ravel())
         tiles.append(highest.ravel())
         start += highest.size
@@ -28,7 +29,7 @@ def add(m: mujoco.MjModel, sizes: dict, reals: dict, ints: dict) -> np.ndarray:
     of_field = m.geom_type == int(mujoco.mjtGeom.mjGEOM_HFIELD)
     ints["geom_field"] = np.where(of_field, m.geom_dataid, 0)
     level = not m.geom_bodyid[of_field].any() and (m.geom_quat[of_field] == (1.0, 0.0, 0.0, 0.0)).all()
-    sizes |= {"TILE": TILE, "PRISMS": PRISMS, "NFIELDS": int(m.nhfield), "FIELDS_LEVEL": int(level)}
+    sizes |= {"TILE": TILE, "CELLS": CELLS, "NFIELDS": int(m.nhfield), "FIELDS_LEVEL": int(level)}
     return np.concatenate([*heights, *tiles])
 
 

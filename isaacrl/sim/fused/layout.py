@@ -32,7 +32,7 @@ def scratch_bytes(sizes: Mapping[str, int | float | str], lanes: int) -> int:
     record = 20 + (4 if dim > 3 or sizes["ANISOTROPIC"] else 0) + (padded(dim) if dim > 3 else 0)
     record += padded(dim * (dim + 1) // 2)
     fields = int(sizes.get("NHFIELD", 0))
-    pairs = max(1, int(sizes["NPAIR"])) + (6 * fields + int(sizes["PRISMS"]) if fields else 0)
+    pairs = max(1, int(sizes["NPAIR"])) + (13 * fields + 4 * int(sizes["CELLS"]) if fields else 0)
     inner = max(8 * joints, 8 * max(1, int(sizes["NG"])) + padded(pairs), 28 * bodies)
     fast += contacts > fast  # a place for those that are not kept
     solver = (max(1, fast * dim) + max(1, nv - held)) * row

@@ -114,124 +114,142 @@ FN bool near(const World& w, const Scratch& S, int pair) {
 }
 
 #if NHFIELD
-// Of a geom and the height field with which it may touch: the cells below it that may reach it.
+// What lies below a geom near a height field: cells that may reach it. Lengths are in the field's axes.
 struct Patch {
-  int pair, row, column, columns;
+  int pair, shape, kind;     // shape: the geom's
+  int first, rows, columns;  // of the cells' heights, and how many cells
+  vec3 corner;               // of the first cell, as seen from the geom's centre; z: that of the field's origin
+  vec3 centre;               // of the geom, as contacts have it
+  real lowest;               // where the geom ends, z in the field's frame
 };
-// A geom in the field's frame.
-FN Shape seen_from_field(const Shape& field, const Shape& geom) {
-  Shape b = geom;
-#if FIELDS_LEVEL
-  b.pos = geom.pos - field.pos;
-  return b;
+FN Shape oriented(const Shape& field, Shape geom) {
+#if !FIELDS_LEVEL
+  geom.rot = product(conjugate(field.rot), geom.rot);
 #endif
-  quat turn = conjugate(field.rot);
-  b.pos = rotate(turn, geom.pos - field.pos), b.rot = product(turn, geom.rot);
-  return b;
+  return geom;
 }
 
-// How many prisms of the field are within the bounds of the geom, 0 if none is as high; `lowest`: where the geom ends.
-FN int prisms_below(const World& w, const Scratch& S, int pair, Patch& patch, real& lowest) {
+// False where no height of the field is as high as the geom.
+FN bool patch_below(const World& w, const Scratch& S, int pair, Patch& patch) {
   Pair q = pair_of(w, pair);
-  Shape field = shape_of(w, S, q.shape_a), geom = shape_of(w, S, q.shape_b);
+  Shape field = shape_of(w, S, q.shape_a), b = shape_of(w, S, q.shape_b);
   vec3 reference;
-  seen_from_body(w, S, q, field, geom, reference);
-  Shape b = seen_from_field(field, geom);
+  seen_from_body(w, S, q, field, b, reference);
+  vec3 centre = b.pos - reference, pos = b.pos - field.pos;
+#if !FIELDS_LEVEL
+  pos = rotate(conjugate(field.rot), pos);
+#endif
+  b = oriented(field, b);
   Field f = field_of(w, q.geom_a);
   vec3 half = extent_of(q.kind, b);
   real reach = reach_of(w, pair);
   half = v3(half.x + reach, half.y + reach, half.z + reach);
   // As reals first: a state may be anything.
-  real x = (b.pos.x - f.x) / f.dx, y = (b.pos.y - f.y) / f.dy, wide = half.x / f.dx, deep = half.y / f.dy;
+  real x = (pos.x - f.x) * f.per_dx, y = (pos.y - f.y) * f.per_dy, wide = half.x * f.per_dx, deep = half.y * f.per_dy;
   int left = (int)floor(clamp_to(x - wide, 0, R(f.columns - 1))), right = (int)floor(clamp_to(x + wide, -1, R(f.columns - 2)));
   int low = (int)floor(clamp_to(y - deep, 0, R(f.rows - 1))), high = (int)floor(clamp_to(y + deep, -1, R(f.rows - 2)));
-  lowest = b.pos.z - half.z;
-  patch = Patch{pair, low, left, right - left + 1};
-  if (right < left || high < low || b.pos.z + half.z < f.base) return 0;
-  real most = -FAR;  // of the heights around
-  ROLLED for (int r = low / TILE; r <= high / TILE; r++) {
-    ROLLED for (int c = left / TILE; c <= right / TILE; c++) most = more(most, heights(w)[f.tiles + r * f.tile_columns + c]);
+  real lowest = pos.z - half.z;
+  patch = Patch{pair, q.shape_b, q.kind, f.first + low * f.columns + left, high - low + 1, right - left + 1,
+                v3(f.x + f.dx * left - pos.x, f.y + f.dy * low - pos.y, -pos.z), centre, lowest};
+  if (right < left || high < low || pos.z + half.z < f.base) return false;
+  // The highest of the tiles: of two by two, which are all but of large geoms, at once.
+  int top = (unsigned)low / TILE, bottom = (unsigned)high / TILE, start = (unsigned)left / TILE, end = (unsigned)right / TILE;
+  const real *tile = heights(w) + f.tiles + start, *one = tile + top * f.tile_columns, *other = tile + bottom * f.tile_columns;
+  real most = more(more(one[0], one[end - start]), more(other[0], other[end - start]));
+  if (bottom - top > 1 || end - start > 1) {
+    ROLLED for (int r = top; r <= bottom; r++) {
+      ROLLED for (int c = 0; c <= end - start; c++) most = more(most, tile[r * f.tile_columns + c]);
+    }
   }
-  return most < lowest ? 0 : 2 * (right - left + 1) * (high - low + 1);
+  return most >= lowest;
 }
 
-// The i-th prism of all patches and its geom, in the field's axes. False where the geom is above the plane of the prism's
-// top, and cannot touch it.
-FN bool prism_at(const World& w, const Scratch& S, int i, int& pair, Shape& geom, Prism& prism) {
-  int k = 0;
-  for (; i >= S.prisms[k]; k++) i -= S.prisms[k];
-  int columns = S.patch[k][3], row = i / 2 / columns, column = i / 2 - row * columns, half = i & 1;
-  pair = S.patch[k][0], row += S.patch[k][1], column += S.patch[k][2];
-#if NFIELDS > 1
-  Field f = field_of(w, pair_of(w, pair).geom_a);
-#else
-  Field f = field_of(w, 0);
-#endif
-  const real* at = heights(w) + f.first + row * f.columns + column;
-  real h[4] = {at[0], at[1], at[f.columns], at[f.columns + 1]};
-  if (more(more(h[0], h[3]), half ? h[1] : h[2]) < S.lowest[k]) return false;
-  Pair q = pair_of(w, pair);
-  Shape field = shape_of(w, S, q.shape_a);
-  geom = shape_of(w, S, q.shape_b);
-  vec3 reference;
-  seen_from_body(w, S, q, field, geom, reference);
-  geom = seen_from_field(field, geom);
-  vec3 corner = v3(f.x + f.dx * column - geom.pos.x, f.y + f.dy * row - geom.pos.y, 0);
-  UNROLL for (int c = 0; c < 4; c++) h[c] -= geom.pos.z;
-  prism = prism_of(half, corner, f.dx, f.dy, h, f.base - geom.pos.z);
-  return -dot(prism.normal, prism.v[0]) < extent_along(q.kind, geom, prism.normal) + reach_of(w, pair);
+// The row'th cell's column'th neighbour of a patch; half 0 or 1 of it. `at`: its heights.
+FN Prism prism_in(const Field& f, const real* corner, int row, int column, int half, const real* at) {
+  real z = corner[2], h[4] = {at[0] + z, at[1] + z, at[f.columns] + z, at[f.columns + 1] + z};
+  return prism_of(half, v3(corner[0] + f.dx * column, corner[1] + f.dy * row, 0), f.dx, f.dy, h, f.base + z);
+}
+FN Field field_below(const World& w, int pair) { return field_of(w, NFIELDS > 1 ? pair_of(w, pair).geom_a : 0); }
+// The geom of a patch, at the origin, with its rotation in the field's axes.
+FN Shape geom_above(const World& w, const Scratch& S, int pair, int shape) {
+  Shape geom{v3(0, 0, 0), q4(S.geom[shape] + 4), shape_size(w, shape)};
+  return oriented(Shape{geom.pos, q4(S.geom[FIELDS_LEVEL ? shape : pair_of(w, pair).shape_a] + 4), geom.size}, geom);
 }
 
-FN bool try_prism(const World& w, const Scratch& S, int i, int& pair, Hit& hit, vec3& pos) {
-  Shape b;
-  Prism prism;
-  prism_at(w, S, i, pair, b, prism);
-  Pair q = pair_of(w, pair);
-  if (!touch_prism(q.kind, prism, b, reach_of(w, pair), hit)) return false;
-  Shape field = shape_of(w, S, q.shape_a), geom = shape_of(w, S, q.shape_b);
-  vec3 reference;
-  seen_from_body(w, S, q, field, geom, reference);
+// Which prisms of the i-th cell of all patches have a top whose plane their geom reaches: bit 0, bit 1; and where it is.
+FN int halves_within_reach(const World& w, const Scratch& S, int i, int& k, int& row, int& column) {
+  k = 0;
+  for (; i >= S.cells[k]; k++) i -= S.cells[k];
+  const int* p = S.patch[k];
+  const real* corner = S.corner[k];
+  int columns = p[3] & 0xffff;
+  row = i / columns, column = i - row * columns;
+  Field f = field_below(w, p[0]);
+  const real* at = heights(w) + p[2] + row * f.columns + column;
+  real h[4] = {at[0], at[1], at[f.columns], at[f.columns + 1]}, lowest = corner[3], diagonal = more(h[0], h[3]);
+  bool high[2] = {more(diagonal, h[2]) >= lowest, more(diagonal, h[1]) >= lowest};
+  if (!high[0] && !high[1]) return 0;
+  Shape geom = geom_above(w, S, p[0], p[1]);
+  real reach = reach_of(w, p[0]);
+  int found = 0;
+  UNROLL for (int half = 0; half < 2; half++) {
+    Prism q = prism_in(f, corner, row, column, half, at);
+    bool within = -dot(q.normal, q.v[0]) < extent_along(p[3] >> 16, geom, q.normal) + reach;
+    if (high[half] && within) found |= 1 << half;
+  }
+  return found;
+}
+
+FN bool try_prism(const World& w, const Scratch& S, int prism, int where, int& pair, Hit& hit, vec3& pos) {
+  int k = prism >> 1, row = where >> 16, column = where & 0xffff;
+  const int* p = S.patch[k];
+  pair = p[0];
+  Field f = field_below(w, pair);
+  Prism q = prism_in(f, S.corner[k], row, column, prism & 1, heights(w) + p[2] + row * f.columns + column);
+  if (!touch_prism(p[3] >> 16, q, geom_above(w, S, pair, p[1]), reach_of(w, pair), hit)) return false;
 #if !FIELDS_LEVEL
-  hit.normal = rotate(field.rot, hit.normal), hit.pos = rotate(field.rot, hit.pos);
+  quat turn = q4(S.geom[pair_of(w, pair).shape_a] + 4);
+  hit.normal = rotate(turn, hit.normal), hit.pos = rotate(turn, hit.pos);
 #endif
   hit.tangent = default_tangent(hit.normal);
-  pos = geom.pos + hit.pos - reference;
+  pos = v3(S.centre[k]) + hit.pos;
   return true;
 }
 
-// Contacts with height fields, appended to the others. Prisms are tried in batches: first which of them have tops
-// that their geom reaches, then these, so that no lane is idle meanwhile.
+// Contacts with height fields, appended to the others. Cells are looked at in batches: first which of their prisms have
+// tops that their geom reaches, then these, so that no lane is idle meanwhile.
 FN void collide_with_fields(const World& w, Scratch& S, int& ncon) {
   int near_pairs = 0, total = 0;
   BATCHES(i, NHFIELD) {
-    Patch patch;
-    real lowest = 0;
-    int n = i < NHFIELD ? prisms_below(w, S, FIRST_HFIELD + i, patch, lowest) : 0;
-    int place = append(n > 0, near_pairs);
-    if (n > 0) {
-      S.patch[place][0] = patch.pair, S.patch[place][1] = patch.row;
-      S.patch[place][2] = patch.column, S.patch[place][3] = patch.columns;
-      S.prisms[place] = n, S.lowest[place] = lowest;
+    Patch p;
+    bool found = i < NHFIELD && patch_below(w, S, FIRST_HFIELD + i, p);
+    int place = append(found, near_pairs);
+    if (found) {
+      int* patch = S.patch[place];
+      patch[0] = p.pair, patch[1] = p.shape, patch[2] = p.first, patch[3] = p.columns | p.kind << 16;
+      store4(S.corner[place], p.corner.x, p.corner.y, p.corner.z, p.lowest);
+      store4(S.centre[place], p.centre.x, p.centre.y, p.centre.z, 0);
+      S.cells[place] = p.rows * p.columns;
     }
   }
   sync();
-  for (int k = 0; k < near_pairs; k++) total += S.prisms[k];
-  ROLLED for (int first = 0; first < total; first += PRISMS) {
-    int some = total - first < PRISMS ? total - first : PRISMS, high = 0;
+  for (int k = 0; k < near_pairs; k++) total += S.cells[k];
+  ROLLED for (int first = 0; first < total; first += CELLS) {
+    int some = total - first < CELLS ? total - first : CELLS, high = 0;
     BATCHES(i, some) {
-      int pair;
-      Shape geom;
-      Prism prism;
-      bool found = i < some && prism_at(w, S, first + i, pair, geom, prism);
-      int place = append(found, high);
-      if (found) S.prism[place] = first + i;
+      int k, row, column, halves = i < some ? halves_within_reach(w, S, first + i, k, row, column) : 0;
+      UNROLL for (int half = 0; half < 2; half++) {
+        bool found = halves >> half & 1;
+        int place = append(found, high);
+        if (found) S.prism[place][0] = 2 * k + half, S.prism[place][1] = row << 16 | column;
+      }
     }
     sync();
     BATCHES(i, high) {
       Hit hit;
       vec3 pos;
       int pair = 0;
-      bool found = i < high && try_prism(w, S, S.prism[i], pair, hit, pos);
+      bool found = i < high && try_prism(w, S, S.prism[i][0], S.prism[i][1], pair, hit, pos);
       int place = append(found, ncon);
       if (found && place < NCON) record(w, S, pair, hit, pos, S.contact[place]);
     }

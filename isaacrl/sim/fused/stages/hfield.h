@@ -50,7 +50,26 @@ struct Way {
   real dist;
 };
 
+// A point that is higher than all of the prism: its top is nearest, or an edge or a corner of this.
+FN Way point_top(const Prism& q, vec3 p) {
+  vec3 e = q.v[1] - q.v[0], f = q.v[2] - q.v[0], d = p - q.v[0];
+  real ee = dot(e, e), ff = dot(f, f), ef = dot(e, f);
+  // Of the place of the point along e and f: from the three corners.
+  real e0 = dot(e, d), f0 = dot(f, d), e1 = e0 - ee, f1 = f0 - ef, e2 = e0 - ef, f2 = f0 - ff, s = 0, t = 0;
+  if (e0 <= 0 && f0 <= 0) s = 0;
+  else if (e1 >= 0 && f1 <= e1) s = 1;
+  else if (f2 >= 0 && e2 <= f2) t = 1;
+  else if (e0 * f1 <= e1 * f0 && e0 >= 0 && e1 <= 0) s = e0 * inverse(ee);
+  else if (e2 * f0 <= e0 * f2 && f0 >= 0 && f2 <= 0) t = f0 * inverse(ff);
+  else if (e1 * f2 <= e2 * f1 && f1 >= e1 && e2 >= f2) t = (f1 - e1) * inverse(ee - 2 * ef + ff), s = 1 - t;
+  else return Way{p, q.normal, dot(d, q.normal)};
+  d = d - (s * e + t * f);
+  real l = length(d);
+  return Way{p, l > TINY ? inverse(l) * d : q.normal, l};
+}
+
 FN Way point_prism(const Prism& q, vec3 p) {
+  if (p.z > more(more(q.v[0].z, q.v[1].z), q.v[2].z)) return point_top(q, p);
   real height = dot(p - q.v[0], q.normal), side = -FAR, square = FAR, nearest = FAR, top = 0;
   bool over = true;  // the foot of the perpendicular on the top's plane is in the top
   vec3 out = q.normal, foot = p, on_top = p, a = q.v[0], next = q.v[1], last = q.v[2];

@@ -64,12 +64,13 @@ struct ALIGNED Scratch {
         ALIGNED real joint[AT_LEAST_ONE(NJ)][8];  // axis and anchor in the parent's frame: kinematics alone
         struct {                                  // collision alone
           ALIGNED real geom[AT_LEAST_ONE(NG)][8];  // centre, bounding radius, orientation
-          int candidate[AT_LEAST_ONE(NPAIR)];      // pairs that may touch
 #if NHFIELD
-          int patch[NHFIELD][4], prisms[NHFIELD];  // of height fields, below geoms that may touch them; see collision.h
-          real lowest[NHFIELD];                    // where these geoms end
-          int prism[PRISMS];                       // some that are as high
+          // Of height fields, below geoms that may touch them: see Patch in collision.h.
+          ALIGNED real corner[NHFIELD][4], centre[NHFIELD][4];
+          int patch[NHFIELD][4], cells[NHFIELD];
+          int prism[2 * CELLS][2];  // some within reach: patch and half, row and column
 #endif
+          int candidate[AT_LEAST_ONE(NPAIR)];  // pairs that may touch
         };
         ALIGNED real sums[NB][MATRIX];  // spatial inertia about the reference point, and force; summed over subtrees
       };
@@ -135,16 +136,16 @@ struct ALIGNED_INT Pair {
 FN Pair pair_of(const World& w, int pair) { return ((const Pair*)pair_int(w))[pair]; }
 #if NHFIELD
 // A height field: where its heights begin among those of all fields, and the highest of each TILE x TILE cells; of its
-// frame's axes the least x and y, the distance of heights and the z of its base.
+// frame's axes the least x and y, the distance of heights, the z of its base, and 1 / dx and 1 / dy.
 struct Field {
   int first, rows, columns, tiles, tile_columns;
-  real x, y, dx, dy, base;
+  real x, y, dx, dy, base, per_dx, per_dy;
 };
 FN Field field_of(const World& w, int geom) {
   int k = NFIELDS > 1 ? geom_field(w)[geom] : 0;
   const int* i = field_int(w) + 8 * k;
   const real* r = field_real(w) + 8 * k;
-  return Field{i[0], i[1], i[2], i[3], i[4], r[0], r[1], r[2], r[3], r[4]};
+  return Field{i[0], i[1], i[2], i[3], i[4], r[0], r[1], r[2], r[3], r[4], r[5], r[6]};
 }
 FN const real* heights(const World& w) { return (const real*)w.arrays[A_HEIGHTS]; }  // [m], the same for all worlds
 #endif
