@@ -203,6 +203,27 @@ def test_levels_rise_with_the_way_and_fall_without_it():
     assert torch.equal(ground.level, before)
 
 
+def test_who_falls_early_is_asked_for_the_way_of_a_whole_episode():
+    e = env(*SMALL, "task.terrain.levels=4")
+    s, ground = e.state, e.state.ground
+    whole = s.max_episode_steps
+    ground.level.fill_(2)
+    qpos = s.read("qpos").clone()
+    qpos[:, :3] = ground.origin
+    qpos[:, 0] += 0.6
+    e.engine.write("qpos", qpos, e.everywhere)
+    e.engine.forward()
+    s.refresh()
+    term = e.curricula[0]
+    turn(e, 0.0)
+    s.commands["velocity"] = torch.tensor([[1.0, 0.0, 0.0]] * 30) / s.step_dt
+    term.advance(s)  # 1 m
+    ended = torch.tensor([whole, whole // 2, whole // 10, 1, whole - 1] * 6)
+    s.episode_step.copy_(ended)
+    term(s, e.everywhere)
+    assert torch.equal(ground.level, 2 - (0.6 < 0.5 * whole / ended).long())
+
+
 def test_a_scan_turns_with_the_robot():
     e = env(*SMALL, "task.observations.critic.height_scan={size: [0.4, 0.2], resolution: 0.2, scale: 1.0}")
     s = e.state
