@@ -103,7 +103,7 @@ def run(
     inputs = [wp.array(x, device="cpu") for x in (*t.blobs(real), addresses)]
     with optimization(level):
         k = kernel.build(t, double=double, backwards=backwards, edit=edit)
-        wp.launch(k, dim=worlds, inputs=[worlds, steps, *inputs], device="cpu")
+        wp.launch(k, dim=worlds, inputs=[worlds, steps, 0, *inputs], device="cpu")
     found = {name: live[name].numpy().copy() if name in live else v for name, v in arrays.items()}
     return {k: v for k, v in found.items() if k != "heights"}
 

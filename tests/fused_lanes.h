@@ -11,6 +11,7 @@
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __align__(n) alignas(n)
+#define __shared__ static
 using std::atan2;
 using std::cos;
 using std::pow;
@@ -18,7 +19,7 @@ using std::sin;
 
 static struct {
   unsigned x;
-} threadIdx;
+} threadIdx, blockDim;
 static const int STACK = 1 << 21;
 static ucontext_t fiber[32], back;
 static int lane, lanes, first_thread, barrier_of[32];
@@ -32,6 +33,12 @@ static void meet(int barrier) {  // 0: the lane has ended
 }
 static void __syncwarp(unsigned) { meet(1); }
 static void __syncthreads() { meet(5); }
+static void __threadfence() {}
+static int atomicAdd(int* p, int x) { return (*p += x) - x; }
+template <class T>
+static T __ldcg(const T* p) {
+  return *p;
+}
 template <class T>
 static T exchange(T x, int from, int barrier) {
   memcpy(box[lane], &x, sizeof(T)), meet(barrier);

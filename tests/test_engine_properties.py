@@ -1,5 +1,6 @@
 """What holds for every engine: worlds are alike, know nothing of each other, and survive bad input."""
 
+import engines
 import mujoco
 import numpy as np
 import pytest
@@ -85,6 +86,24 @@ def test_steps_in_one_call_equal_as_many_calls(which):
     together = roll(walker(which), qpos, qvel, target, (7,))
     assert_same(roll(walker(which), qpos, qvel, target, (1,) * 7), together)
     assert_same(roll(walker(which), qpos, qvel, target, (3, 4)), together)
+
+
+@pytest.mark.parametrize(
+    ("device", "n"), [("cpu", 300), pytest.param("cuda", 6000, marks=[pytest.mark.gpu, engines.NO_GPU])]
+)
+def test_a_launch_in_rounds_is_the_launch(device, n):
+    """Worlds change multiprocessors after each physics step; two of them fail, and all have too little room."""
+    qpos, qvel, target = states(n)
+    qvel[0, 0], target[1, 0] = 1e20, np.nan
+    target[n // 2 :: 7] = 1.0
+    found = []
+    for in_rounds in (False, True):
+        e = walker(("warp", device), n, nconmax=2)
+        e._in_rounds = in_rounds
+        found.append(roll(e, qpos, qvel, target, (4, 1, 7, 3, 2)))
+        assert not e._progress.any()
+    assert_same(*found)
+    assert found[0]["nonfinite"][1] and found[0]["overflow"].any() and (found[0]["ncon"] > 0).sum() >= 2
 
 
 @every_engine

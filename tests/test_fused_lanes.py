@@ -31,17 +31,19 @@ namespace isaacrl {
 _END = """
 static World world;
 static Scratch* scratch;
-static int substeps;
+static int substeps, round;
 static void one_lane() {
-  step_world(world, *scratch, substeps);
+  step_world(world, *scratch, substeps, round);
   ::meet(0);
 }
 extern "C" int run(int worlds, int steps, const real* params, const int* tables, const unsigned long long* arrays,
-                   int order) {
+                   int order, int in_rounds) {
   const int guard = 4096;
   alignas(64) static char memory[guard + sizeof(Scratch) + guard];
   scratch = (Scratch*)(memory + guard), substeps = steps;
-  for (int id = 0; id < worlds; id++) {
+  for (int turn = 0; turn < (in_rounds ? steps : 1) * worlds; turn++) {
+    int id = turn % worlds;
+    round = in_rounds ? turn / worlds : ALL_ROUNDS;
     memset(memory, 0xff, sizeof(memory));
     world = World{id, params, tables, arrays};
     if (!run_lanes(one_lane, LANES, id * LANES % 32, order < 2 ? order : order + 2 * id)) return 1;
@@ -55,7 +57,7 @@ extern "C" int run(int worlds, int steps, const real* params, const int* tables,
 """
 
 
-def run(folder, model, actuation, state, lanes, order, steps=2, edit=None):
+def run(folder, model, actuation, state, lanes, order, steps=2, edit=None, in_rounds=False):
     """As `fused_kernel.run` in float64, by `lanes` lanes a world."""
     t = tables.make_tables(
         fused.tight(model),
@@ -85,12 +87,14 @@ def run(folder, model, actuation, state, lanes, order, steps=2, edit=None):
     live |= {k: np.zeros(worlds, np.int32) for k in ("ncon", "nefc")}
     live |= {k: np.zeros(worlds, dtype) for k, dtype in fused.FLAGS.items()}
     live |= {"rows": np.full((worlds, t.row_columns), np.nan), "heights": t.heights.astype(float)}
+    live["progress"] = np.zeros(worlds + 1, np.int32)
     addresses = {k: v.ctypes.data for k, v in live.items() if v.size}
     addresses |= {"num_worlds": worlds, "any_position": 1, "any_velocity": 1}
     table = np.array([addresses.get(k, 0) for k in t.arrays()], np.uint64)
     pointers = [x.ctypes.data_as(ctypes.c_void_p) for x in (*t.blobs(np.float64), table)]
-    wrong = ctypes.CDLL(str(library)).run(worlds, steps, *pointers, order)
+    wrong = ctypes.CDLL(str(library)).run(worlds, steps, *pointers, order, int(in_rounds))
     assert not wrong, ("", "lanes part at a barrier", "somebody writes beyond scratch memory")[wrong]
+    assert not live["progress"].any()
     return live
 
 
@@ -117,7 +121,7 @@ def test_lanes_in_any_order_do_what_loops_do(name, lanes, tmp_path):
     theirs = fused.run(model, law, state, steps=2, nconmax=40)
     assert theirs["ncon"].max() > 2 or name == "actuators"
     for order in ORDERS:
-        ours = run(tmp_path, model, law, state, lanes or lanes_of(model), order)
+        ours = run(tmp_path, model, law, state, lanes or lanes_of(model), order, in_rounds=order % 2 == 1)
         for k in (
             "qpos",
             "qvel",
@@ -140,7 +144,7 @@ def test_worlds_that_are_no_numbers_end_in_all_lanes(tmp_path):
     for i, (name, value) in enumerate([("qpos", np.nan), ("qpos", np.inf), ("qvel", np.nan), ("qvel", 1e200)]):
         state[name][i, -1 - i] = value
     for lanes in (8, 32):
-        ours = run(tmp_path, model, law, state, lanes, 0)
+        ours = run(tmp_path, model, law, state, lanes, 0, in_rounds=lanes == 8)
         np.testing.assert_array_equal(ours["nonfinite"], [1] * 4 + [0] * 4)
         assert all(np.isfinite(ours[k]).all() for k in ("qpos", "qvel", "xpos"))
 

@@ -69,15 +69,17 @@ def test_fewer_worlds_share_a_block_where_they_are_large():
 def test_worlds_fill_a_gpu_evenly():
     sizes = sizes_of(pebbles(4), 16, 12)
 
-    def blocks(worlds):
-        found = layout.plan(sizes, 16, 24, worlds, processors=100)
+    def blocks(worlds, **changes):
+        found = layout.plan({**sizes, **changes}, 16, 24, worlds, processors=100)
         assert found and found.lanes == 16
-        return found.block, found.resident
+        return found.block, found.resident, found.in_rounds
 
-    assert blocks(8 * 100 * 60) == (128, 6)  # far more than the GPU has room for
-    assert blocks(8 * 100 * 5) == blocks(8 * 100 * 10) == (128, 5)  # 6 would leave places empty
+    assert blocks(8 * 100 * 60) == (128, 6, False)  # far more than the GPU has room for
+    assert blocks(8 * 100 * 5) == (128, 5, False)  # 6 would leave places empty
+    assert blocks(8 * 100 * 10) == (128, 6, True)  # the last 400 blocks would leave places empty
+    assert blocks(8 * 100 * 10, NETS=1) == (128, 5, False)
     assert blocks(400)[0] == 64  # one for each multiprocessor
-    assert blocks(10) == (128, 6)
+    assert blocks(10) == (128, 6, False)
 
 
 def test_worlds_leave_room_for_each_other():

@@ -100,6 +100,7 @@ class WarpEngine:
         of_forces = (model.sensor_needstage == int(mujoco.mjtStage.mjSTAGE_ACC)).any()
         for name in ("ctrl", *_SMALL, *(("sensordata",) if of_forces else ())):
             self._arrays[name] = self._blank(name)
+        self._progress = torch.zeros(num_envs + 1, dtype=torch.int32, device=device)  # of launches in rounds
         self._sensing = False  # whether somebody asked for the other sensors, which derive from the state
         self._compile()
         self.reset()
@@ -134,6 +135,7 @@ class WarpEngine:
         plan = layout.plan(sizes, lanes_of(self.model), warps_of(self.model), self.num_envs, processors)
         assert plan, "see uncovered"
         sizes["LANES"], sizes["NFAST"], self._block = plan.lanes, plan.fast, plan.block
+        self._in_rounds = self._on_gpu and plan.in_rounds and not profile  # clocks count whole launches
         self._rows = self._new(self._tables.row_columns)
         self._heights = torch.as_tensor(self._tables.heights, dtype=torch.float32, device=self.device)
         self._kernel = kernel.build(self._tables, block=plan.block, resident=plan.resident, scratch=plan.scratch)
@@ -152,7 +154,7 @@ class WarpEngine:
 
     def _connect(self) -> None:
         """Tell the kernel where the arrays are."""
-        live = self._arrays | {"rows": self._rows, "heights": self._heights}
+        live = self._arrays | {"rows": self._rows, "heights": self._heights, "progress": self._progress}
         if self.law.line is not None:
             live["line"] = self.law.line
         if self.law.net is not None:
@@ -174,8 +176,10 @@ class WarpEngine:
         block = self._block if self._on_gpu else 1
         if self._on_gpu:
             threads = -(-self.num_envs * int(self._tables.sizes["LANES"]) // block) * block
+        around = threads if self._in_rounds and substeps > 1 else 0
+        threads *= substeps if around else 1
         with self._launcher.stream():
-            inputs = [self.num_envs, substeps, *self._inputs]
+            inputs = [self.num_envs, substeps, around, *self._inputs]
             wp.launch(self._kernel, dim=threads, inputs=inputs, device=self.device, block_dim=block)
 
     # --- fields ------------------------------------------------------------------------------------------------------
@@ -303,7 +307,7 @@ def lanes_of(model: mujoco.MjModel) -> int:
 
 def warps_of(model: mujoco.MjModel) -> int:
     """Warps that a multiprocessor shall have room for: more hide more latency, until registers spill; measured."""
-    for warps, most in ((32, 4), (20, 16), (16, 32)):
+    for warps, most in ((32, 4), (16 if model.nhfield else 20, 20), (16, 32)):
         if model.nv <= most:
             return warps
     return 12

@@ -19,8 +19,8 @@ STAGES = (
 # ends inside another function; a Warp that pastes differently fails to compile it. Warp has a macro int(x) for casts,
 # which would break `operator int`.
 _SNIPPET = """
-  CUDA_CALLABLE void isaacrl_step(int, int, int, const {real}*, const int*, const unsigned long long*);
-  isaacrl_step(thread, worlds, substeps, params.data, tables.data, (const unsigned long long*)arrays.data);
+  CUDA_CALLABLE void isaacrl_step(int, int, int, int, const {real}*, const int*, const unsigned long long*);
+  isaacrl_step(thread, worlds, substeps, around, params.data, tables.data, (const unsigned long long*)arrays.data);
 }}
 #undef int
 #define REAL {real}
@@ -28,9 +28,14 @@ _SNIPPET = """
 namespace isaacrl {{
 {source}
 }}
-CUDA_CALLABLE void isaacrl_step(int thread, int worlds, int substeps, const {real}* params, const int* tables,
-                                const unsigned long long* arrays) {{
+CUDA_CALLABLE void isaacrl_step(int thread, int worlds, int substeps, int around, const {real}* params,
+                                const int* tables, const unsigned long long* arrays) {{
   using namespace isaacrl;
+  int round = ALL_ROUNDS;
+#if GPU
+  if (around) thread = ticket((int*)arrays[A_PROGRESS] + worlds, substeps * around);
+#endif
+  if (around) round = thread / around, thread -= round * around;
 #if GPU
   int id = thread / LANES;
   extern __shared__ ALIGNED char isaacrl_scratch[];  // as much as the kernel's tile
@@ -44,7 +49,7 @@ CUDA_CALLABLE void isaacrl_step(int thread, int worlds, int substeps, const {rea
   int id = thread;
   Scratch S;
 #endif
-  if (id < worlds) step_world(World{{id, params, tables, arrays}}, S, substeps);
+  if (id < worlds) step_world(World{{id, params, tables, arrays}}, S, substeps, round);
 }}
 #define int(x) cast_int(x)
 inline CUDA_CALLABLE void isaacrl_end() {{
@@ -78,7 +83,10 @@ def build(
     scratch: int = 0,
     edit: tuple[str, str] | None = None,
 ) -> Any:
-    """A Warp kernel (worlds, substeps, params, tables, arrays); on a GPU it takes lanes threads a world.
+    """A Warp kernel (worlds, substeps, around, params, tables, arrays); on a GPU it takes lanes threads a world.
+
+    around: threads of all worlds, blocks not split, of which it then takes substeps times as many, one physics step each;
+    0: all steps in the same thread.
 
     double: in float64, for validation on a CPU. block: threads of a block; resident: how many of them a multiprocessor
     shall have room for, which bounds the registers. scratch: bytes of shared memory a block (on a GPU). backwards:
@@ -94,6 +102,7 @@ def build(
         thread: int,
         worlds: int,
         substeps: int,
+        around: int,
         params: wp.array[real],  # pyright: ignore[reportInvalidTypeForm]
         tables: wp.array[wp.int32],
         arrays: wp.array[wp.int64],
@@ -112,11 +121,12 @@ def build(
     def step(
         worlds: int,
         substeps: int,
+        around: int,
         params: wp.array[real],  # pyright: ignore[reportInvalidTypeForm]
         tables: wp.array[wp.int32],
         arrays: wp.array[wp.int64],
     ):
         memory = wp.tile_empty(shape=words, dtype=wp.float32, storage="shared")  # noqa: F841  the worlds' Scratch
-        step_world(wp.tid(), worlds, substeps, params, tables, arrays)
+        step_world(wp.tid(), worlds, substeps, around, params, tables, arrays)
 
     return step

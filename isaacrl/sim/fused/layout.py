@@ -16,7 +16,8 @@ from isaacrl.sim.fused.tables import padded
 SHARED = 64 * 1024  # bytes of shared memory that every GPU since 2018 gives a block
 MULTIPROCESSOR = 228 * 1024  # bytes that a multiprocessor of an H100 or H200 has for all blocks; others hold fewer
 LEAST_FAST = 4
-_RESERVED = 1024 + 4 * BLOCK  # of these, a block: CUDA's own, and a counter that Warp keeps for each thread
+FEW = 3  # times that worlds fill the multiprocessors: measured with go2 on rough terrain and on a plane
+_RESERVED = 1024 + 4 * BLOCK + 16  # of these, a block: CUDA's own, a counter that Warp keeps for each thread, a ticket
 _WARP = 32
 
 
@@ -63,6 +64,7 @@ class Plan:
     resident: int  # blocks that a multiprocessor shall have room for
     fast: int  # contacts of a world whose rows are in scratch memory
     scratch: int  # bytes a block
+    in_rounds: bool  # whether launches of several physics steps are made step by step: see stages/step.h
 
 
 def plan(
@@ -70,9 +72,10 @@ def plan(
 ) -> Plan | None:
     """The best of what fits (see `fitting`), with up to `warps` warps on each of the GPU's multiprocessors.
 
-    Where the worlds fill the multiprocessors but a few times, it is what fills them evenly, as the last few blocks
-    would take as long as all others. Fewer worlds than that get what many get, and with it the same kernel. Where
-    scratch memory would not let as many blocks be there, it has the rows of fewer contacts, at least LEAST_FAST; where
+    Where the worlds fill the multiprocessors but a few times, most of these would wait for the last few blocks: launches
+    of several physics steps are made in rounds then (stages/step.h), which costs some percent. Where they fit at once, or
+    cannot be made in rounds, it is what fills the multiprocessors evenly. Fewer worlds than that get what many get, and
+    with it the same kernel. Where scratch memory would not let as many blocks be there, it has the rows of fewer contacts, at least LEAST_FAST; where
     that does not suffice, there are fewer blocks, each with more registers.
     """
     found = fitting(sizes, lanes)
@@ -82,8 +85,8 @@ def plan(
     while block > _WARP and processors * _WARP <= worlds * lanes < processors * block:
         block //= 2  # a multiprocessor without a block would be idle
     blocks, most = -(-worlds * lanes // block), max(1, warps * _WARP // block)
-    resident = most
-    if processors <= blocks < 3 * processors * most:
+    resident, rounds = most, not sizes["NETS"]
+    if processors <= blocks < FEW * processors * most and not (rounds and blocks > processors * most):
         resident = min(range(most, 2 * most // 3, -1), key=lambda n: n * -(-blocks // (processors * n)))
     chosen = int(sizes["NFAST"])
     least = min(chosen, LEAST_FAST)
@@ -93,7 +96,7 @@ def plan(
         for fast in range(chosen, least - 1, -1)
         if there * ((used := _used(sizes, lanes, block, fast)) + _RESERVED) <= MULTIPROCESSOR
     )
-    return Plan(lanes, block, resident, fast, used)
+    return Plan(lanes, block, resident, fast, used, in_rounds=bool(rounds) and processors * resident < blocks < FEW * processors * resident)
 
 
 def _used(sizes: Mapping[str, int | float | str], lanes: int, block: int, fast: int) -> int:

@@ -35,6 +35,7 @@ STATE = (
     "num_worlds",
     "rows",
     "mask",
+    "progress",
 )
 OPTIONAL = ("ctrl", "qfrc_applied", "xfrc", "mocap_pos", "mocap_quat")
 STATE_OUTPUTS = (

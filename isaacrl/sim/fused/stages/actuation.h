@@ -8,7 +8,7 @@ FN real control_of(const World& w, Scratch& S, int u, bool fresh) {
   real target = live<const real>(w, A_TARGET, NU)[u];
   if (!(magnitude(target) <= R(1e10))) S.failed = 1;  // limits would hide it
 #if LINE  // places in the delay line, newest first: [LINE, number of worlds, NU]
-  real* line = (real*)w.arrays[A_LINE] + (size_t)w.id * NU + u;
+  volatile real* line = (real*)w.arrays[A_LINE] + (size_t)w.id * NU + u;  // another multiprocessor may have written it
   size_t stride = (size_t)w.arrays[A_NUM_WORLDS] * NU;
   ROLLED for (int k = LINE - 1; k > 0; k--) line[k * stride] = fresh ? target : line[(k - 1) * stride];
   line[0] = target;
@@ -44,7 +44,7 @@ FN void smooth_forces(const World& w, Scratch& S, bool last, Per<real, NV>& forc
 #if NU
   bool fresh = false;
 #if LINE
-  unsigned char* flag = live<unsigned char>(w, A_FRESH, 1);
+  volatile unsigned char* flag = live<volatile unsigned char>(w, A_FRESH, 1);
   fresh = *flag;
   sync();
 #endif

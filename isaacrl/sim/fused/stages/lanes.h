@@ -95,9 +95,24 @@ FN void prefetch(const void* p) {
 FN void sync() {
   if (LANES > 1) __syncwarp(group_mask());
 }
+// What other multiprocessors have written in this launch: past this one's own cache. And what was written before is seen
+// before what is written after.
+FN real latest(const real* p) { return __ldcg(p); }
+FN void fence() { __threadfence(); }
 // Where all worlds of a block come together, only so that they fetch the same instructions at the same time: a step has
 // more of them than the cache has room for. Worlds that have ended are not waited for.
 FN void meet() { __syncthreads(); }
+// This thread's number where blocks are numbered as they begin; there are `total` threads. next: of blocks, 0 at first
+// and again in the end.
+FN int ticket(int* next, int total) {
+  __shared__ int block;
+  if (threadIdx.x == 0) {
+    block = atomicAdd(next, 1);
+    if ((block + 1) * blockDim.x == total) *next = 0;
+  }
+  __syncthreads();
+  return block * blockDim.x + threadIdx.x;
+}
 FN real across(real x) {
   UNROLL for (int m = LANES / 2; m; m >>= 1) x += __shfl_xor_sync(group_mask(), x, m, LANES);
   return x;
@@ -152,6 +167,8 @@ struct Per {
 #define SMALL_BATCHES(i, n) BATCHES(i, n)
 FN void prefetch(const void*) {}
 FN void sync() {}
+FN real latest(const real* p) { return *p; }
+FN void fence() {}
 FN void meet() {}
 FN real across(real x) { return x; }
 FN void across(real&, real&, real&, real&) {}

@@ -1,4 +1,8 @@
 // The order of one launch: `substeps` physics steps of one world, then its outputs.
+//
+// A launch may be made in rounds, of one physics step of all worlds each, but for the end of the last: a block steps its
+// worlds once and leaves the rest to another block, which waits for it (they begin in the order of their tickets). Thus
+// the last few blocks of a launch, for which most multiprocessors wait, are a single step long.
 #pragma once
 
 // One physics step; kinematics and velocities (sums along chains in S.chain) are those of the state already.
@@ -32,14 +36,26 @@ FN void physics_step(const World& w, Scratch& S, Problem& P, bool last) {
   MARK(S, 9);
 }
 
-// Between global and scratch memory.
-FN void load_state(const World& w, Scratch& S) {
+// Of a world in rounds: how many it has behind it, in units of 4, and what went wrong in them.
+FN volatile int* progress_of(const World& w) { return live<volatile int>(w, A_PROGRESS, 1); }
+
+// Between global and scratch memory. round: what the state must have behind it.
+FN void load_state(const World& w, Scratch& S, int round) {
   const real *qpos = live<const real>(w, A_QPOS, NQ), *qvel = live<const real>(w, A_QVEL, NV);
-  EACH(one, 1) S.failed = S.overflowed = 0;
+  EACH(one, 1) {
+    int progress = 0;
+    if (round > 0) {
+      do progress = *progress_of(w);
+      while (progress >> 2 != round);
+      fence();
+    }
+    S.failed = progress & 1, S.overflowed = progress >> 1 & 1;
+  }
+  sync();
   Per<real, NQ> q;
   Per<real, NV> v;
-  EACH(i, NQ) q[i] = qpos[i];
-  EACH(i, NV) v[i] = qvel[i];
+  EACH(i, NQ) q[i] = latest(qpos + i);
+  EACH(i, NV) v[i] = latest(qvel + i);
   EACH(i, NQ) S.qpos[i] = q[i];
   EACH(i, NV) S.qvel[i] = v[i];
   EACH(i, COLUMNS - NV) S.qvel[NV + i] = S.vector[NV + i] = 0;  // rows are padded with zeros
@@ -51,6 +67,15 @@ FN void store_state(const World& w, const Scratch& S) {
   real *qpos = live<real>(w, A_QPOS, NQ), *qvel = live<real>(w, A_QVEL, NV), *warm = live<real>(w, A_WARM, NV);
   EACH_OF_MANY(i, NQ) qpos[i] = S.qpos[i];
   EACH_OF_MANY(i, NV) qvel[i] = S.qvel[i], warm[i] = S.warm[i];
+}
+
+FN void end_round(const World& w, const Scratch& S, int rounds) {
+  store_state(w, S);
+  sync();
+  EACH(one, 1) {
+    fence();
+    *progress_of(w) = rounds << 2 | (S.overflowed ? 2 : 0) | (S.failed ? 1 : 0);
+  }
 }
 
 FN bool sound(real x) { return magnitude(x) <= R(1e10); }  // mjMAXVAL; a NaN compares as false
@@ -105,16 +130,18 @@ FN void finish_state(const World& w, Scratch& S, int substeps) {
   store_state(w, S);
 }
 
-// substeps 0: outputs of the state as it is, in the worlds of `mask`.
-FN void step_world(const World& w, Scratch& S, int substeps) {
+// substeps 0: outputs of the state as it is, in the worlds of `mask`. round: which to make, ALL_ROUNDS: of all, at once.
+enum { ALL_ROUNDS = -1 };
+FN void step_world(const World& w, Scratch& S, int substeps, int round) {
   const unsigned char* mask = live<const unsigned char>(w, A_MASK, 1);
   if (substeps == 0 && mask && !*mask) return;
   Problem P;
   START_CLOCK(S);
-  load_state(w, S);
+  load_state(w, S, round);
   MARK(S, 0);
-  ROLLED for (int k = 0;; k++) {
+  ROLLED for (int k = round == ALL_ROUNDS ? 0 : round;; k++) {
     if (k == substeps && substeps) {
+      if (round != ALL_ROUNDS) EACH(one, 1) *progress_of(w) = 0;
       finish_state(w, S, substeps);
       MARK(S, 10);
     }
@@ -127,6 +154,10 @@ FN void step_world(const World& w, Scratch& S, int substeps) {
     MARK(S, 1);
     if (k == substeps) break;
     physics_step(w, S, P, k == substeps - 1);
+    if (round != ALL_ROUNDS && k < substeps - 1) {
+      end_round(w, S, k + 1);
+      return;
+    }
   }
   if (w.arrays[A_ANY_POSITION]) write_state_outputs(w, S);
   MARK(S, 11);
