@@ -47,6 +47,8 @@ FIELD = {
     "world": '<geom name="h" type="hfield" hfield="f"/>',
 }
 REASONS = {
+    "height field 'f' with more than 32768 points along an edge": FIELD
+    | {"asset": '<hfield name="f" nrow="2" ncol="32769" size="1 1 1 1"/>'},
     "nv 65 (at most 64)": {"world": f"<body><joint/>{UNSEEN}</body>" * 64},
     "nv 0 (at least 1)": {"joint": ""},
     "1 tendon": {"end": TENDON},

@@ -7,6 +7,7 @@ and all mutations.
 """
 
 import copy
+import importlib.resources
 import os
 
 import fused_kernel as fused
@@ -136,7 +137,7 @@ def test_nothing_is_read_before_it_is_written(name, double):
         np.testing.assert_array_equal(filled[k], v, err_msg=k)
 
 
-_START = "FN void load_state(const World& w, Scratch& S) {\n"
+_START = "FN void load_state(const World& w, Scratch& S, int round) {\n"
 
 
 # --- what differs between worlds -------------------------------------------------------------------------------------
@@ -247,6 +248,12 @@ def test_contacts_beyond_capacity_are_counted():
 
 
 # --- mutations -------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_lines_are_of_what_stands_there():
+    folder = importlib.resources.files("isaacrl.sim.fused") / "stages"
+    missing = [(s, old) for s, _, old, new in MUTATIONS if old not in (folder / f"{s}.h").read_text() or old == new]
+    assert not missing
 
 
 @pytest.mark.parametrize("k", range(len(MUTATIONS)) if FULL else range(0, len(MUTATIONS), 30))

@@ -198,24 +198,28 @@ def test_single_precision(kind):
 STEPS = """<mujoco><option timestep=".004"/><asset>
 <hfield name="f" nrow="30" ncol="20" size=".95 1.45 .3 .1"/>
 </asset><worldbody><geom type="hfield" hfield="f"/><body pos="0 0 .3"><freejoint/>
-<geom type="capsule" size=".03 .3" fromto="-.3 0 0 .3 0 0"/></body></worldbody></mujoco>"""
+<geom type="capsule" size=".03" fromto="-{half} 0 0 {half} 0 0"/></body></worldbody></mujoco>"""
 
 
+@pytest.mark.parametrize("half", [0.08, 0.3])
 @pytest.mark.parametrize("higher", ["row", "column"])
-def test_nothing_high_is_overlooked(higher):
-    """Whichever tile of cells it is in: a long geom against the side of a step, where tiles meet and elsewhere."""
+def test_nothing_high_is_overlooked(higher, half):
+    """Whichever tile of cells it is in, of two or of three along the geom: against the side of a step, where tiles meet
+    and elsewhere.
+    """
     height = np.add.outer(
         np.arange(30) > (16 if higher == "row" else 99), np.arange(20) > (8 if higher == "column" else 99)
     )
-    model = mujoco.MjModel.from_xml_string(STEPS)
+    model = mujoco.MjModel.from_xml_string(STEPS.format(half=half))
     model.hfield_data[:] = height.ravel()
     rng, n = np.random.default_rng(0), 200
     angle = rng.uniform(0, np.pi, n)
     qpos = np.zeros((n, 7))
-    qpos[:, :3] = rng.uniform([-0.4, -0.2, 0.15], [0.3, 0.5, 0.33], (n, 3))
+    low, high = np.array([-0.4, -0.2, 0.15]), np.array([0.3, 0.5, 0.33])
+    qpos[:, :3] = rng.uniform(low, high, (n, 3)) - [0.1 * (half < 0.1), 0, 0]
     qpos[:, 3], qpos[:, 6] = np.cos(angle / 2), np.sin(angle / 2)
     state = {"qpos": qpos, "qvel": np.zeros((n, 6)), "target": np.zeros((n, 0))}
     law = Actuation.direct(0)
     theirs, found = fused.reference(model, law, state), fused.run(model, law, state)
-    assert 0.2 < (theirs["ncon"] > 0).mean() < 0.95 and theirs["ncon"].max() > 10
+    assert 0.1 < (theirs["ncon"] > 0).mean() < 0.95 and theirs["ncon"].max() > 10 * half
     np.testing.assert_array_equal(found["ncon"], theirs["ncon"])

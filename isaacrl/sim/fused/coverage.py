@@ -46,6 +46,7 @@ SHAPES = {("plane", other) for other in (_SPHERE, _CAPSULE, "ellipsoid", "cylind
 SHAPES |= {(_SPHERE, _SPHERE), (_SPHERE, _CAPSULE), (_CAPSULE, _CAPSULE)}
 SHAPES |= {(_SPHERE, "box"), (_CAPSULE, "box"), ("box", "box")}
 SHAPES |= {("hfield", other) for other in (_SPHERE, _CAPSULE, "box")}
+WIDEST = 1 << 15  # a row and a column of a height field are kept in 16 bits each, one of them a sign
 _SHAPELESS = ("mesh", "sdf")  # named one by one, whatever they touch
 
 # Disable flags that the step follows, and the fields that it does not switch off where they have one value a world.
@@ -242,6 +243,9 @@ def _geoms(model: mujoco.MjModel) -> list[str]:
         stuck += not moves_apart(model, pair)
     out = _grouped(model, _OBJECT.mjOBJ_GEOM, sorted(set(shapeless)))
     out += [f"{n} geom pair{'s' if n > 1 else ''} of {kind}" for kind, n in sorted(kinds.items())]
+    wide = np.flatnonzero(np.maximum(model.hfield_nrow, model.hfield_ncol) > WIDEST)
+    tail = f"with more than {WIDEST} points along an edge"
+    out += _grouped(model, _OBJECT.mjOBJ_HFIELD, [("height field", int(i), tail) for i in wide])
     return out + _counted(
         stuck, "contact pair of geoms that nothing moves", "contact pairs of geoms that nothing moves"
     )

@@ -122,13 +122,6 @@ struct Patch {
   vec3 centre;               // of the geom, as contacts have it
   real lowest;               // where the geom ends, z in the field's frame
 };
-FN Shape oriented(const Shape& field, Shape geom) {
-#if !FIELDS_LEVEL
-  geom.rot = product(conjugate(field.rot), geom.rot);
-#endif
-  return geom;
-}
-
 // False where no height of the field is as high as the geom.
 FN bool patch_below(const World& w, const Scratch& S, int pair, Patch& patch) {
   Pair q = pair_of(w, pair);
@@ -137,9 +130,9 @@ FN bool patch_below(const World& w, const Scratch& S, int pair, Patch& patch) {
   seen_from_body(w, S, q, field, b, reference);
   vec3 centre = b.pos - reference, pos = b.pos - field.pos;
 #if !FIELDS_LEVEL
-  pos = rotate(conjugate(field.rot), pos);
+  quat back = conjugate(field.rot);
+  pos = rotate(back, pos), b.rot = product(back, b.rot);
 #endif
-  b = oriented(field, b);
   Field f = field_of(w, q.geom_a);
   vec3 half = extent_of(q.kind, b);
   real reach = reach_of(w, pair);
@@ -164,16 +157,20 @@ FN bool patch_below(const World& w, const Scratch& S, int pair, Patch& patch) {
   return most >= lowest;
 }
 
-// The row'th cell's column'th neighbour of a patch; half 0 or 1 of it. `at`: its heights.
+// Half 0 or 1 of a patch's cell. `at`: its heights.
 FN Prism prism_in(const Field& f, const real* corner, int row, int column, int half, const real* at) {
   real z = corner[2], h[4] = {at[0] + z, at[1] + z, at[f.columns] + z, at[f.columns + 1] + z};
   return prism_of(half, v3(corner[0] + f.dx * column, corner[1] + f.dy * row, 0), f.dx, f.dy, h, f.base + z);
 }
 FN Field field_below(const World& w, int pair) { return field_of(w, NFIELDS > 1 ? pair_of(w, pair).geom_a : 0); }
+FN quat rotation_of_field(const World& w, const Scratch& S, int pair) { return q4(S.geom[pair_of(w, pair).shape_a] + 4); }
 // The geom of a patch, at the origin, with its rotation in the field's axes.
 FN Shape geom_above(const World& w, const Scratch& S, int pair, int shape) {
   Shape geom{v3(0, 0, 0), q4(S.geom[shape] + 4), shape_size(w, shape)};
-  return oriented(Shape{geom.pos, q4(S.geom[FIELDS_LEVEL ? shape : pair_of(w, pair).shape_a] + 4), geom.size}, geom);
+#if !FIELDS_LEVEL
+  geom.rot = product(conjugate(rotation_of_field(w, S, pair)), geom.rot);
+#endif
+  return geom;
 }
 
 // Which prisms of the i-th cell of all patches have a top whose plane their geom reaches: bit 0, bit 1; and where it is.
@@ -208,7 +205,7 @@ FN bool try_prism(const World& w, const Scratch& S, int prism, int where, int& p
   Prism q = prism_in(f, S.corner[k], row, column, prism & 1, heights(w) + p[2] + row * f.columns + column);
   if (!touch_prism(p[3] >> 16, q, geom_above(w, S, pair, p[1]), reach_of(w, pair), hit)) return false;
 #if !FIELDS_LEVEL
-  quat turn = q4(S.geom[pair_of(w, pair).shape_a] + 4);
+  quat turn = rotation_of_field(w, S, pair);
   hit.normal = rotate(turn, hit.normal), hit.pos = rotate(turn, hit.pos);
 #endif
   hit.tangent = default_tangent(hit.normal);
