@@ -96,7 +96,14 @@ def plan(
         for fast in range(chosen, least - 1, -1)
         if there * ((used := _used(sizes, lanes, block, fast)) + _RESERVED) <= MULTIPROCESSOR
     )
-    return Plan(lanes, block, resident, fast, used, in_rounds=bool(rounds) and processors * resident < blocks < FEW * processors * resident)
+    return Plan(
+        lanes,
+        block,
+        resident,
+        fast,
+        used,
+        in_rounds=bool(rounds) and processors * resident < blocks < FEW * processors * resident,
+    )
 
 
 def _used(sizes: Mapping[str, int | float | str], lanes: int, block: int, fast: int) -> int:
