@@ -147,7 +147,7 @@ MUTATIONS = [
     ("collision", _FIELDS, "half = v3(half.x + reach, half.y + reach", "half = v3(half.x, half.y"),
     ("collision", _FIELDS, "return most >= lowest;", "return most >= pos.z;"),
     ("collision", _FIELDS, "column = i - row * columns;", "column = 0;"),
-    ("collision", _FIELDS, "more(diagonal, h[2]) >= lowest, more(diagonal, h[1])", "more(diagonal, h[1]) >= lowest, more(diagonal, h[2])"),
+    ("collision", _FIELDS, "more(diagonal, h[2]) >= lowest", "more(diagonal, h[1]) >= lowest"),
     ("collision", _FIELDS, "geom, q.normal) + reach;", "geom, q.normal);"),
     ("collision", _FIELDS, "f.x + f.dx * left - pos.x", "f.x + f.dx * low - pos.x"),
     ("collision", _FIELDS, "hit.normal = rotate(turn, hit.normal), ", ""),

@@ -85,8 +85,8 @@ def build(
 ) -> Any:
     """A Warp kernel (worlds, substeps, around, params, tables, arrays); on a GPU it takes lanes threads a world.
 
-    around: threads of all worlds, blocks not split, of which it then takes substeps times as many, one physics step each;
-    0: all steps in the same thread.
+    around: threads of all worlds, in whole blocks, of which it then takes substeps times as many, each for one physics
+    step; 0: all steps in the same thread.
 
     double: in float64, for validation on a CPU. block: threads of a block; resident: how many of them a multiprocessor
     shall have room for, which bounds the registers. scratch: bytes of shared memory a block (on a GPU). backwards:

@@ -72,11 +72,12 @@ def plan(
 ) -> Plan | None:
     """The best of what fits (see `fitting`), with up to `warps` warps on each of the GPU's multiprocessors.
 
-    Where the worlds fill the multiprocessors but a few times, most of these would wait for the last few blocks: launches
-    of several physics steps are made in rounds then (stages/step.h), which costs some percent. Where they fit at once, or
-    cannot be made in rounds, it is what fills the multiprocessors evenly. Fewer worlds than that get what many get, and
-    with it the same kernel. Where scratch memory would not let as many blocks be there, it has the rows of fewer contacts, at least LEAST_FAST; where
-    that does not suffice, there are fewer blocks, each with more registers.
+    Where the worlds fill the multiprocessors but a few times, most of these would wait for the last few blocks: then
+    launches of several physics steps are made in rounds (stages/step.h), which costs a few percent; without networks of
+    actuators, whose memory stays in one multiprocessor's cache. Where the worlds fit at once, or cannot be stepped in
+    rounds, it is what fills the multiprocessors evenly. Fewer worlds than that get what many get, and with it the same
+    kernel. Where scratch memory would not let as many blocks be there, it has the rows of fewer contacts, at least
+    LEAST_FAST; where that does not suffice, there are fewer blocks, each with more registers.
     """
     found = fitting(sizes, lanes)
     if not found:
