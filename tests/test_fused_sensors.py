@@ -195,7 +195,7 @@ def run(m, qpos, qvel, target, n, **options):
     with wp.ScopedDevice("cpu"):
         table = np.array([addresses.get(k, 0) for k in t.arrays()], np.int64)
         inputs = [wp.array(x) for x in (reals, ints, table)]
-        wp.launch(build, dim=worlds, inputs=[worlds, n, *inputs], device="cpu", block_dim=1)
+        wp.launch(build, dim=worlds, inputs=[worlds, n, 0, *inputs], device="cpu", block_dim=1)
     assert not live["nonfinite"].any() and not live["overflow"].any()
     return live["sensordata"]
 
