@@ -33,6 +33,10 @@ CUDA_CALLABLE void isaacrl_step(int thread, int worlds, int substeps, int around
   using namespace isaacrl;
   int round = ALL_ROUNDS;
 #if GPU
+  // The tables' first use would else be one wait after the other.
+  for (int i = 32 * threadIdx.x; i < PARAMS; i += 32 * WP_TILE_BLOCK_DIM) prefetch(params + i);
+  for (int i = 32 * threadIdx.x; i < TABLES; i += 32 * WP_TILE_BLOCK_DIM) prefetch(tables + i);
+  for (int i = 16 * threadIdx.x; i < ARRAYS; i += 16 * WP_TILE_BLOCK_DIM) prefetch(arrays + i);
   if (around) thread = ticket((int*)arrays[A_PROGRESS] + worlds, substeps * around);
 #endif
   if (around) round = thread / around, thread -= round * around;
@@ -41,10 +45,6 @@ CUDA_CALLABLE void isaacrl_step(int thread, int worlds, int substeps, int around
   extern __shared__ ALIGNED char isaacrl_scratch[];  // as much as the kernel's tile
   static_assert(sizeof(Scratch) * (WP_TILE_BLOCK_DIM / LANES) == {scratch}, "layout.scratch_bytes");
   Scratch& S = ((Scratch*)isaacrl_scratch)[threadIdx.x / LANES];
-  // The tables' first use would else be one wait after the other.
-  for (int i = 32 * threadIdx.x; i < PARAMS; i += 32 * WP_TILE_BLOCK_DIM) prefetch(params + i);
-  for (int i = 32 * threadIdx.x; i < TABLES; i += 32 * WP_TILE_BLOCK_DIM) prefetch(tables + i);
-  for (int i = 16 * threadIdx.x; i < ARRAYS; i += 16 * WP_TILE_BLOCK_DIM) prefetch(arrays + i);
 #else
   int id = thread;
   Scratch S;
