@@ -145,9 +145,9 @@ class Judge:
 
         from isaacrl import algos
         from isaacrl.env import Env
-        from isaacrl.evaluate import MAX_WORLDS
+        from isaacrl.options import EvalOptions
 
-        worlds = math.ceil(episodes / math.ceil(episodes / MAX_WORLDS))
+        worlds = math.ceil(episodes / math.ceil(episodes / EvalOptions().num_envs))
         cfg = OmegaConf.merge(cfg, {"num_envs": worlds, "seed": EVAL_SEED})
         self.cfg, self.snapshots, self.episodes = cfg, snapshots, episodes
         self.env = Env(cfg)

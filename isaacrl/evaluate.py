@@ -15,12 +15,10 @@ from isaacrl.console import shown
 from isaacrl.env import Env
 from isaacrl.errors import UserError
 
-MAX_WORLDS = 1024  # more episodes than this run one after another in the same worlds
-
 
 def evaluate(options: Any, cfg: DictConfig, run_path: Path) -> dict[str, Any]:
     """Run `options.episodes` episodes, print and write eval.json; its content."""
-    rounds = math.ceil(options.episodes / MAX_WORLDS)
+    rounds = math.ceil(options.episodes / options.num_envs)
     cfg = OmegaConf.merge(cfg, {"num_envs": math.ceil(options.episodes / rounds), "seed": options.seed})
     env = Env(cfg)
     algo, entry = algos.load(env, cfg, run_path, options.checkpoint)

@@ -59,6 +59,7 @@ class EvalOptions(RunOptions):
     """isaacrl eval"""
 
     episodes: int = key(512, "number of episodes", ge=1)
+    num_envs: int = key(1024, "at most so many worlds at a time; more episodes run one after another in them", ge=1)
 
 
 @dataclass

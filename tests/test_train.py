@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from isaacrl import algos, cli, export, runs
+from isaacrl import algos, cli, evaluate, export, runs
 from isaacrl.config import compose, load_stored
 from isaacrl.env import Env
 from isaacrl.errors import UserError
@@ -293,6 +293,15 @@ def test_eval_and_play_through_the_command_line(tmp_path, capsys, algo):
     assert cli.main(["play", f"run={run}", "seconds=0.5", "num_envs=2", "width=96", "height=64", "device=cpu"]) == 0
     videos = list((Path(run) / "videos").iterdir())
     assert {p.suffix for p in videos} == {".mp4", ".png"} and all(p.stat().st_size > 200 for p in videos)
+
+
+def test_an_evaluation_takes_as_many_worlds_as_told(tmp_path, monkeypatch):
+    run, seen = train(config(tmp_path, "algo.iterations=1"))["run"], []
+    monkeypatch.setattr(evaluate, "Env", lambda cfg: seen.append(cfg.num_envs) or Env(cfg))
+    for given in ([], ["num_envs=7"], ["num_envs=100"]):
+        assert cli.main(["eval", f"run={run}", "episodes=30", "device=cpu", *given]) == 0
+        assert json.loads((Path(run) / "eval.json").read_text())["episodes"] == 30
+    assert seen == [30, 6, 30]
 
 
 def test_a_full_disk_does_not_end_training(tmp_path, monkeypatch):
