@@ -46,7 +46,7 @@ SHAPES = {("plane", other) for other in (_SPHERE, _CAPSULE, "ellipsoid", "cylind
 SHAPES |= {(_SPHERE, _SPHERE), (_SPHERE, _CAPSULE), (_CAPSULE, _CAPSULE)}
 SHAPES |= {(_SPHERE, "box"), (_CAPSULE, "box"), ("box", "box")}
 SHAPES |= {("hfield", other) for other in (_SPHERE, _CAPSULE, "box")}
-WIDEST = 1 << 15  # a row and a column of a height field are kept in 16 bits each, one of them a sign
+WIDEST = 1 << 15  # a row and a column of a height field share an integer: see S.prism in stages/model.h
 _SHAPELESS = ("mesh", "sdf")  # named one by one, whatever they touch
 
 # Disable flags that the step follows, and the fields that it does not switch off where they have one value a world.

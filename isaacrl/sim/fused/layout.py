@@ -103,7 +103,7 @@ def plan(
         resident,
         fast,
         used,
-        in_rounds=bool(rounds) and processors * resident < blocks < FEW * processors * resident,
+        in_rounds=rounds and processors * resident < blocks < FEW * processors * resident,
     )
 
 

@@ -50,7 +50,7 @@ struct Way {
   real dist;
 };
 
-// A point that is higher than all of the prism: its top is nearest, or an edge or a corner of this.
+// A point above the top: this is nearest, or an edge or a corner of it.
 FN Way point_top(const Prism& q, vec3 p) {
   vec3 e = q.v[1] - q.v[0], f = q.v[2] - q.v[0], d = p - q.v[0];
   real ee = dot(e, e), ff = dot(f, f), ef = dot(e, f);
@@ -69,37 +69,34 @@ FN Way point_top(const Prism& q, vec3 p) {
 }
 
 FN Way point_prism(const Prism& q, vec3 p) {
-  if (p.z > more(more(q.v[0].z, q.v[1].z), q.v[2].z)) return point_top(q, p);
-  real height = dot(p - q.v[0], q.normal), side = -FAR, square = FAR, nearest = FAR, top = 0;
-  bool over = true;  // the foot of the perpendicular on the top's plane is in the top
-  vec3 out = q.normal, foot = p, on_top = p, a = q.v[0], next = q.v[1], last = q.v[2];
-  ROLLED for (int i = 0; i < 3; i++) {
-    vec3 e = next - a, d = p - a, n = side_normal(e);
-    real s = dot(n, d);
-    if (s > side) side = s, out = n;
-    // The nearest point of the edge as seen from above.
-    real t = clamp_to((d.x * e.x + d.y * e.y) * inverse(e.x * e.x + e.y * e.y), 0, 1);
-    real x = d.x - t * e.x, y = d.y - t * e.y;
-    if (x * x + y * y < square) square = x * x + y * y, foot = v3(a.x + t * e.x, a.y + t * e.y, p.z), top = a.z + t * e.z;
-    // And in space.
-    t = clamp_to(dot(d, e) * inverse(dot(e, e)), 0, 1);
-    vec3 c = a + t * e;
-    real l = dot(p - c, p - c);
-    if (l < nearest) nearest = l, on_top = c;
-    over &= dot(cross(q.normal, e), d) >= 0;
-    d = a, a = next, next = last, last = d;
+  vec3 c = p;  // the nearest point of the prism, where it is not on the top
+  bool above = p.z > more(more(q.v[0].z, q.v[1].z), q.v[2].z);
+  if (!above) {
+    real side = -FAR, square = FAR, top = 0;
+    vec3 out = q.normal, foot = p, a = q.v[0], next = q.v[1], last = q.v[2];
+    ROLLED for (int i = 0; i < 3; i++) {
+      vec3 e = next - a, d = p - a, n = side_normal(e);
+      real s = dot(n, d);
+      if (s > side) side = s, out = n;
+      // The nearest point of the edge as seen from above.
+      real t = clamp_to((d.x * e.x + d.y * e.y) * inverse(e.x * e.x + e.y * e.y), 0, 1);
+      real x = d.x - t * e.x, y = d.y - t * e.y;
+      if (x * x + y * y < square) square = x * x + y * y, foot = v3(a.x + t * e.x, a.y + t * e.y, p.z), top = a.z + t * e.z;
+      d = a, a = next, next = last, last = d;
+    }
+    real height = dot(p - q.v[0], q.normal);
+    bool inside = side <= 0;  // as seen from above
+    if (inside && height <= 0 && p.z >= q.base) {
+      real dist = height;
+      vec3 n = q.normal;
+      if (side > dist) dist = side, n = out;
+      if (q.base - p.z > dist) dist = q.base - p.z, n = v3(0, 0, -1);
+      return Way{p, n, dist};
+    }
+    above = p.z >= q.base && (inside || p.z > top);
+    c = p.z < q.base ? v3(inside ? p.x : foot.x, inside ? p.y : foot.y, q.base) : foot;
   }
-  bool inside = side <= 0;  // as seen from above
-  if (inside && height <= 0 && p.z >= q.base) {
-    real dist = height;
-    vec3 n = q.normal;
-    if (side > dist) dist = side, n = out;
-    if (q.base - p.z > dist) dist = q.base - p.z, n = v3(0, 0, -1);
-    return Way{p, n, dist};
-  }
-  vec3 c = foot;  // the nearest point of the prism
-  if (p.z < q.base) c = v3(inside ? p.x : foot.x, inside ? p.y : foot.y, q.base);
-  else if (inside || p.z > top) c = over ? p - height * q.normal : on_top;
+  if (above) return point_top(q, p);
   vec3 d = p - c;
   real l = length(d);
   return Way{p, l > TINY ? inverse(l) * d : q.normal, l};

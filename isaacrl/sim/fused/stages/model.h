@@ -67,8 +67,8 @@ struct ALIGNED Scratch {
 #if NHFIELD
           // Of height fields, below geoms that may touch them: see Patch in collision.h.
           ALIGNED real corner[NHFIELD][4], centre[NHFIELD][4];
-          int patch[NHFIELD][4], cells[NHFIELD];
-          int prism[2 * CELLS][2];  // some within reach: patch and half, row and column
+          int patch[NHFIELD][4], cells[NHFIELD];  // pair, shape, first height, columns and kind; how many cells
+          int prism[2 * CELLS][2];                // some within reach: patch and half, row and column
 #endif
           int candidate[AT_LEAST_ONE(NPAIR)];  // pairs that may touch
         };
